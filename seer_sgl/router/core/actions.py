@@ -1,0 +1,38 @@
+"""What to do, in the imperative. The core returns them in order; a dispatcher performs them."""
+
+from typing import Literal
+
+import msgspec
+
+from seer_sgl.types import ChunkId, EngineId, RequestId
+
+Outcome = Literal["finished", "cancelled", "failed"]
+
+
+class Dispatch(msgspec.Struct, frozen=True):
+    """Run one chunk of a request on an engine."""
+
+    chunk_id: ChunkId
+    request_id: RequestId
+    engine_id: EngineId
+    max_new_tokens: int
+    came_from: EngineId | None = None
+    """The engine that ran the chunk before, if another than this one: its KV has to move."""
+
+
+class AbortChunk(msgspec.Struct, frozen=True):
+    """Stop a running chunk; its end still comes as `ChunkFinished` or `ChunkFailed`."""
+
+    chunk_id: ChunkId
+    engine_id: EngineId
+
+
+class Deliver(msgspec.Struct, frozen=True):
+    """Give the client its answer. Exactly one per submitted request."""
+
+    request_id: RequestId
+    outcome: Outcome
+    reason: str = ""
+
+
+Action = Dispatch | AbortChunk | Deliver

@@ -1,0 +1,91 @@
+"""The request buffer: every live request and group, and which of them wait (the paper's name)."""
+
+from itertools import count
+
+from seer_sgl.errors import IllegalEventError
+from seer_sgl.router.core.events import Submitted
+from seer_sgl.router.core.policy import Policy
+from seer_sgl.router.core.queue import ReadyQueue
+from seer_sgl.router.core.state import Engine, Group, Request
+from seer_sgl.types import GroupId, RequestId
+
+
+class RequestBuffer:
+    """Requests from their arrival until they are delivered; a group lives as long as one of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.groups: dict[GroupId, Group] = {}
+        self.requests: dict[RequestId, Request] = {}
+        self.queue = ReadyQueue(policy)
+        self._seq = count()
+
+    def add(self, event: Submitted, now_s: float) -> None:
+        """Let a new request wait.
+
+        Raises:
+            IllegalEventError: its id is taken, or it has no prompt or asks for no token.
+        """
+        if event.request_id in self.requests:
+            raise IllegalEventError(f"request {event.request_id!r} is already here")
+        if event.prompt_tokens < 1 or event.max_new_tokens < 1:
+            raise IllegalEventError(
+                f"request {event.request_id!r} has {event.prompt_tokens} prompt tokens and asks for "
+                f"{event.max_new_tokens}; both must be at least 1"
+            )
+        group = self.groups.get(event.group_id)
+        if group is None:
+            group = Group(event.group_id, next(self._seq), event.max_new_tokens)
+            self.groups[event.group_id] = group
+        request = Request(
+            request_id=event.request_id,
+            group=group,
+            seq=next(self._seq),
+            prompt_tokens=event.prompt_tokens,
+            max_new_tokens=event.max_new_tokens,
+            divisible=event.divisible,
+        )
+        group.live += 1
+        group.max_new_tokens = max(group.max_new_tokens, event.max_new_tokens)
+        self.requests[event.request_id] = request
+        self.wait(request, now_s)
+
+    def wait(self, request: Request, now_s: float) -> None:
+        """Put a request that is nowhere into the queue. The first one of a group becomes its probe."""
+        group = request.group
+        if group.probe is None and not group.finished_tokens:
+            group.probe, request.is_probe = request, True
+        request.ready_since_s = now_s
+        self.queue.push(request)
+
+    def record(self, request: Request, engine: Engine, new_tokens: int, ended: bool) -> bool:
+        """Note what a chunk brought. True where the sample is complete."""
+        group = request.group
+        request.failures = 0
+        request.generated_tokens += new_tokens
+        request.last_engine = engine
+        group.prompt_on.add(engine)
+        group.longest_tokens = max(group.longest_tokens, request.generated_tokens)
+        complete = ended or request.remaining_tokens <= 0
+        if complete and not request.cancelled:
+            group.finished_tokens = max(group.finished_tokens, request.generated_tokens)
+        self.queue.reorder(group)
+        return complete
+
+    def forget(self, request: Request) -> None:
+        """Drop a request that is in no place any more.
+
+        A probe that was lost before it told anything leaves its part to the next one that waits.
+        """
+        group = request.group
+        del self.requests[request.request_id]
+        group.live -= 1
+        if not group.live:
+            del self.groups[group.group_id]
+        if group.probe is not request:
+            return
+        group.probe = None
+        heir = None if group.finished_tokens else self.queue.first_of(group)
+        if heir is not None:
+            self.queue.discard(heir)
+            group.probe, heir.is_probe = heir, True
+            self.queue.push(heir)

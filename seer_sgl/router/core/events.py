@@ -1,0 +1,55 @@
+"""What happened, in the past tense. The only way to change a `RouterCore`."""
+
+import msgspec
+
+from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """A client wants one sample."""
+
+    request_id: RequestId
+    group_id: GroupId
+    prompt_tokens: int
+    max_new_tokens: int
+    divisible: bool = True
+    """False where SGLang keeps state per request that a next chunk would lose: it runs whole."""
+
+
+class ChunkFinished(msgspec.Struct, frozen=True):
+    """An engine has answered a chunk."""
+
+    chunk_id: ChunkId
+    new_tokens: int
+    ended: bool
+    """True where the sample ended by itself (end token, stop, abort), so no chunk follows."""
+
+
+class ChunkFailed(msgspec.Struct, frozen=True):
+    """An engine could not run a chunk; nothing of the chunk is kept."""
+
+    chunk_id: ChunkId
+    reason: str
+    retryable: bool = True
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """The client no longer wants this request."""
+
+    request_id: RequestId
+
+
+class EngineJoined(msgspec.Struct, frozen=True):
+    """An engine is ready for work. The same id again means that it started afresh."""
+
+    engine: EngineSpec
+
+
+class EngineLeft(msgspec.Struct, frozen=True):
+    """An engine is gone, and with it every chunk that it ran."""
+
+    engine_id: EngineId
+    reason: str
+
+
+Event = Submitted | ChunkFinished | ChunkFailed | Cancelled | EngineJoined | EngineLeft

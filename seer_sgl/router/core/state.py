@@ -1,0 +1,119 @@
+"""What the core remembers: engines, groups, requests, chunks. Changed by `machine.py`, `buffer.py` and
+`queue.py` only.
+
+A live request is in exactly one place: waiting in the queue, or in flight as one chunk on one engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """An engine and the KV that its chunks may grow to."""
+
+    spec: EngineSpec
+    chunks: dict[ChunkId, Chunk] = field(default_factory=dict)
+    reserved_tokens: int = 0
+
+    @property
+    def engine_id(self) -> EngineId:
+        return self.spec.engine_id
+
+    @property
+    def free_tokens(self) -> int:
+        return self.spec.kv_capacity_tokens - self.reserved_tokens
+
+    @property
+    def has_room(self) -> bool:
+        return (
+            len(self.chunks) < self.spec.max_running_requests
+            and self.free_tokens >= self.spec.page_tokens
+        )
+
+    def pages_for(self, tokens: int) -> int:
+        """`tokens` rounded up to whole pages, in tokens."""
+        page = self.spec.page_tokens
+        return -(-tokens // page) * page
+
+    def fits(self, tokens: int) -> bool:
+        return (
+            len(self.chunks) < self.spec.max_running_requests
+            and self.pages_for(tokens) <= self.free_tokens
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The samples of one prompt, and what they have shown of its length so far."""
+
+    group_id: GroupId
+    seq: int
+    max_new_tokens: int
+    live: int = 0
+    probe: Request | None = None
+    finished_tokens: int = 0
+    """Longest output of a finished sample; 0 while none has finished."""
+    longest_tokens: int = 0
+    """Longest output so far, finished or not."""
+    home: Engine | None = None
+    """The engine that a pinning policy chose."""
+    prompt_on: set[Engine] = field(default_factory=set)
+    """Engines that have computed the prompt. One that is gone never matches again: an engine that comes
+    back is another object, as its memory is."""
+    waiting: list[tuple[int, Request]] = field(default_factory=list)
+    """Heap by arrival, owned by the queue."""
+    waiting_count: int = 0
+    entry: int = 0
+    """Number of its newest entry in the queue's heap; older ones are void."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sample of a group."""
+
+    request_id: RequestId
+    group: Group
+    seq: int
+    prompt_tokens: int
+    max_new_tokens: int
+    divisible: bool
+    generated_tokens: int = 0
+    is_probe: bool = False
+    cancelled: bool = False
+    failures: int = 0
+    """Chunks that failed since the last one that made progress."""
+    place: Literal["nowhere", "probes", "group", "in_flight"] = "nowhere"
+    chunk: Chunk | None = None
+    last_engine: Engine | None = None
+    ready_since_s: float = 0.0
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens whose KV a next chunk starts from."""
+        return self.prompt_tokens + self.generated_tokens
+
+    @property
+    def remaining_tokens(self) -> int:
+        return self.max_new_tokens - self.generated_tokens
+
+    def prefix_on(self, engine: Engine) -> int:
+        """Tokens of this request's prefix that the engine has computed."""
+        if engine is self.last_engine:
+            return self.held_tokens
+        return self.prompt_tokens if engine in self.group.prompt_on else 0
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """A bounded piece of a request's generation, running on one engine."""
+
+    chunk_id: ChunkId
+    request: Request
+    engine: Engine
+    max_new_tokens: int
+    reserved_tokens: int
