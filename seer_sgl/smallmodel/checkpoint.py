@@ -23,14 +23,15 @@ def save(model: Decoder, directory: Path) -> None:
         for name, tensor in model.state_dict().items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
     _write_json(directory / "config.json", config_fields(model.config))
-    ids: dict[str, object] = {
+    generation: dict[str, object] = {
+        "do_sample": True,
+        "temperature": 1.0,
         "eos_token_id": small_tokenizer.EOS_ID,
         "pad_token_id": small_tokenizer.PAD_ID,
     }
-    _write_json(
-        directory / "generation_config.json", {"do_sample": True, "temperature": 1.0} | ids
-    )
+    _write_json(directory / "generation_config.json", generation)
     small_tokenizer.save(small_tokenizer.build(), directory)
 
 

@@ -69,7 +69,7 @@ class KvCache:
         return (causal[None] & real[:, None, :])[:, None]
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         return result
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Module):  # type: ignore[misc]
     """Gated feed-forward block."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -115,7 +115,7 @@ class Mlp(nn.Module):
         return result
 
 
-class Layer(nn.Module):
+class Layer(nn.Module):  # type: ignore[misc]
     """One decoder layer: attention and feed-forward, each normed and added."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
@@ -134,7 +134,7 @@ class Layer(nn.Module):
         return result
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module):  # type: ignore[misc]
     """Embedding, layers and final norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -160,7 +160,7 @@ class Backbone(nn.Module):
         return result
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module):  # type: ignore[misc]
     """The language model; the output head is the embedding."""
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -1,6 +1,6 @@
 """Prints what the small model's outputs look like at temperature 1.
 
-    python -m seer_sgl.smallmodel.figures [--model DIR] [--json FILE] [--url http://host:port]
+python -m seer_sgl.smallmodel.figures [--model DIR] [--json FILE] [--url http://host:port]
 """
 
 import argparse
@@ -90,10 +90,8 @@ def sample_from_server(url: str, texts: list[str]) -> list[Output]:
     """Sample one output per text with a running server's POST /generate."""
     import httpx
 
-    body = {
-        "text": texts,
-        "sampling_params": {"temperature": 1.0, "max_new_tokens": MAX_NEW_TOKENS},
-    }
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_new_tokens": MAX_NEW_TOKENS}
+    body = {"text": texts, "sampling_params": sampling}
     reply = httpx.post(f"{url.rstrip('/')}/generate", json=body, timeout=_REQUEST_TIMEOUT_S)
     reply.raise_for_status()
     outputs = []

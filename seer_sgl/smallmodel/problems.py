@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 MIN_ROUNDS = 2
-MAX_ROUNDS = 130
-MEDIAN_ROUNDS = 10.0
+MAX_ROUNDS = 100
+MEDIAN_ROUNDS = 8.0
 SIGMA_LOG_ROUNDS = 1.0
-SLIP_RATE = 0.01
+SLIP_RATE = 0.04
 """Chance that one round of a training solution holds a wrong digit."""
 
 RESTART_RATE = 0.06
@@ -110,9 +110,7 @@ def parse_prompt(prompt: str) -> Problem:
     return Problem(*numbers)
 
 
-def render_solution(
-    problem: Problem, rng: random.Random, slip_rate: float = SLIP_RATE
-) -> str:
+def render_solution(problem: Problem, rng: random.Random, slip_rate: float = SLIP_RATE) -> str:
     """Return one solution in random wording; with ``slip_rate`` 0 its answer is correct."""
     style = _Style(
         rng.choice(_HEADS),

@@ -20,7 +20,6 @@ class Sample:
     ended: bool
 
 
-@torch.inference_mode()
 def sample(
     model: Decoder,
     prompts: list[list[int]],
@@ -36,20 +35,19 @@ def sample(
     ids, pad_tokens = _pad_left(prompts)
     cache = KvCache(model.config, pad_tokens, ids.shape[1] + _FIRST_CAPACITY_TOKENS)
     samples = [Sample([], False) for _ in prompts]
-    rows = torch.arange(len(prompts))
-    for step in range(max_new_tokens):
-        hidden = model(ids, cache)[:, -1]
-        ids = _draw(model.logits(hidden), temperature, generator)
-        for row, token in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
+    rows = list(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():
+            ids = _draw(model.logits(model(ids, cache)[:, -1]), temperature, generator)
+        for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
             _record(samples[row], token)
-        live = torch.tensor([not samples[row].ended for row in rows.tolist()])
-        count = int(live.sum())
-        if count == 0 or step + 1 == max_new_tokens:
+        kept = [place for place, row in enumerate(rows) if not samples[row].ended]
+        if not kept:
             break
-        if count <= _COMPACT_SHARE * len(rows):
-            kept = live.nonzero()[:, 0]
-            cache.keep(kept)
-            rows, ids = rows[kept], ids[kept]
+        if len(kept) <= _COMPACT_SHARE * len(rows):
+            rows = [rows[place] for place in kept]
+            ids = ids[kept]
+            cache.keep(torch.tensor(kept))
     return samples
 
 

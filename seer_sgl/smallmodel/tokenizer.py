@@ -1,46 +1,59 @@
-"""The small model's tokenizer: one token per phrase word, digit and mark, bytes for the rest.
+"""The small model's tokenizer: a byte-level BPE of the Qwen2 kind, built from the problems.
 
-A word token carries the spaces around it, so decoding is plain concatenation and any
-text comes back unchanged.
+Every word of the problems is one token, as is every digit, mark and space; other text
+falls back to bytes, so any text (in Unicode normal form C) comes back unchanged. Loaders
+rebuild the tokenizer of a Qwen2 model with this pre-tokenizer, so it must be this one.
 """
 
 import json
 import random
-import re
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from seer_sgl.smallmodel import problems
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+PAD_ID, EOS_ID = 0, 1
 MAX_LENGTH_TOKENS = 8192
-PIECE_PATTERN = r" ?[A-Za-z]+ ?|[0-9]| ?[^A-Za-z0-9\s]+[ \n]?|\s"
+PIECE_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SAMPLE_PROBLEMS = 2000
+_VOCAB_LIMIT = 4000
 
 
-def phrase_pieces() -> list[str]:
-    """Return every piece that problems and solutions are made of, sorted."""
+def sample_texts() -> list[str]:
+    """Return enough problems with solutions that every phrase occurs, always the same."""
     rng = random.Random(0)
-    pieces: set[str] = set("0123456789")
+    texts = []
     for _ in range(_SAMPLE_PROBLEMS):
         problem = problems.draw_problem(rng, rounds=rng.randint(2, 8))
-        text = problems.render_prompt(problem, rng)
-        text += problems.render_solution(problem, rng, slip_rate=0.1)
-        pieces.update(re.findall(PIECE_PATTERN, text))
-    return sorted(pieces)
+        prompt = problems.render_prompt(problem, rng)
+        texts.append(prompt + problems.render_solution(problem, rng, slip_rate=0.1))
+    return texts
 
 
 def build() -> Tokenizer:
-    """Return the tokenizer: special tokens, pieces, then one token per byte."""
-    vocab = [(token, 0.0) for token in (PAD, EOS, UNK)]
-    vocab += [(piece, -1.0) for piece in phrase_pieces()]
-    vocab += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
-    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=UNK_ID, byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([PAD, EOS, UNK])
+    """Return the tokenizer; it merges until every word of the sample is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(  # type: ignore[no-untyped-call]
+        vocab_size=_VOCAB_LIMIT,
+        min_frequency=1,
+        special_tokens=[PAD, EOS, UNK],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample_texts(), trainer)
     return tokenizer
 
 
@@ -50,7 +63,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
     special = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
     config = special | {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "Qwen2Tokenizer",
         "model_max_length": MAX_LENGTH_TOKENS,
         "clean_up_tokenization_spaces": False,
     }

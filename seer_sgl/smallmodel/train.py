@@ -1,7 +1,7 @@
 """Trains the small model, or writes a heavier twin of existing weights.
 
-    python -m seer_sgl.smallmodel.train --out DIR [--minutes 18] [--seed 0]
-    python -m seer_sgl.smallmodel.train --out DIR --from WEIGHTS --pad-layers N
+python -m seer_sgl.smallmodel.train --out DIR [--minutes 18] [--seed 0]
+python -m seer_sgl.smallmodel.train --out DIR --from WEIGHTS --pad-layers N
 """
 
 import argparse
@@ -22,15 +22,15 @@ from seer_sgl.smallmodel import tokenizer as small_tokenizer
 from seer_sgl.smallmodel.decoder import Decoder, DecoderConfig
 
 THREADS = 2
-PEAK_LEARNING_RATE = 2e-3
+PEAK_LEARNING_RATE = 3e-3
 WARMUP_SHARE = 0.03
 WEIGHT_DECAY = 0.05
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 3072
 POOL_PROBLEMS = 256
-SHORT_SHARE = 0.3
+SHORT_SHARE = 0.25
 """Share of the time in which only problems of at most ``SHORT_ROUNDS`` are seen."""
 
-SHORT_ROUNDS = 24
+SHORT_ROUNDS = 12
 REPORT_EVERY_STEPS = 100
 
 
@@ -119,27 +119,23 @@ def train(duration_s: float, seed: int) -> Decoder:
     torch.manual_seed(seed)
     tokenizer = small_tokenizer.build()
     model = new_model(tokenizer.get_vocab_size())
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
+    optimizers = new_optimizers(model)
     start_s, seen_tokens, mean_loss = time.monotonic(), 0, 0.0
     for step, (progress, batch) in enumerate(timed_batches(tokenizer, seed, duration_s)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(progress)
         loss = loss_of(model, *collate(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(progress)
+            optimizer.step()
+            optimizer.zero_grad()
         seen_tokens += sum(len(example.ids) for example in batch)
         mean_loss = loss.item() if step == 0 else 0.98 * mean_loss + 0.02 * loss.item()
         if step % REPORT_EVERY_STEPS == 0:
             elapsed_s = time.monotonic() - start_s
-            print(f"step {step} {elapsed_s:.0f} s {seen_tokens} tokens loss {mean_loss:.4f}",
-                  flush=True)
+            line = f"step {step} {elapsed_s:.0f} s {seen_tokens} tokens loss {mean_loss:.4f}"
+            print(line, flush=True)
     return model
 
 
@@ -156,16 +152,46 @@ def new_model(vocab_size: int) -> Decoder:
     return model
 
 
+def new_optimizers(model: Decoder) -> list[torch.optim.Optimizer]:
+    """Return Muon for the layers' matrices and AdamW for embedding, biases and norms."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        chosen = matrices if parameter.dim() == 2 and "embed" not in name else others
+        chosen.append(parameter)
+    muon = torch.optim.Muon(
+        matrices,
+        lr=PEAK_LEARNING_RATE,
+        momentum=0.95,
+        weight_decay=WEIGHT_DECAY,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW(
+        others, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    return [muon, adamw]
+
+
 def main() -> None:
     """Train or pad, then write the model folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=18.0, help="training time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pad-layers", type=int, default=0, metavar="N",
-                        help="add N layers that compute and add nothing")
-    parser.add_argument("--from", type=Path, dest="source", metavar="DIR",
-                        help="pad these weights instead of training")
+    parser.add_argument(
+        "--pad-layers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N layers that compute and add nothing",
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="DIR",
+        help="pad these weights instead of training",
+    )
     arguments = parser.parse_args()
     if arguments.source is not None and arguments.pad_layers < 1:
         parser.error("--from only goes with --pad-layers N, N at least 1")

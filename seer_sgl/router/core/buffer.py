@@ -45,7 +45,9 @@ class RequestBuffer:
             divisible=event.divisible,
         )
         group.live += 1
-        group.max_new_tokens = max(group.max_new_tokens, event.max_new_tokens)
+        if event.max_new_tokens > group.max_new_tokens:
+            group.max_new_tokens = event.max_new_tokens
+            self.queue.reorder(group)
         self.requests[event.request_id] = request
         self.wait(request, now_s)
 

@@ -169,10 +169,8 @@ class RouterCore:
         engine = self.engines.pop(event.engine_id, None)
         if engine is None:
             return []
-        actions: list[Action] = []
-        for chunk_id in list(engine.chunks):
-            actions += self._chunk_failed(ChunkFailed(chunk_id, event.reason), now_s)
-        return actions
+        lost = [ChunkFailed(chunk_id, event.reason) for chunk_id in engine.chunks]
+        return [action for failure in lost for action in self._chunk_failed(failure, now_s)]
 
     # ---- decisions ----
 

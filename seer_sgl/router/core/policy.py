@@ -1,4 +1,4 @@
-"""Scheduling policies by name. A policy is a few plain functions and switches; the machine does the rest."""
+"""Scheduling policies by name: a few plain functions and switches; the machine does the rest."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,5 @@
+"""`python -m seer_sgl_cli`."""
+
+from .main import app
+
+app()

@@ -1,0 +1,56 @@
+"""`seer-sgl join`: the engines of another node."""
+
+import socket
+from typing import Annotated
+
+import typer
+
+from . import options
+
+
+def join(
+    context: typer.Context,
+    head: Annotated[str, typer.Argument(help="HOST:PORT of the head's --agent-port.")],
+    engines: options.Engines = 1,
+    attach: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of an SGLang server that runs already; may be given again."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Name of this node, unlike any other's.")
+    ] = socket.gethostname(),
+    model: Annotated[str, typer.Option(help="Model path, if not the head's own.")] = "",
+    kv_tokens: options.KvTokens = None,
+    max_running: options.MaxRunning = None,
+    page_tokens: options.PageTokens = 16,
+    log_dir: options.LogDir = options.LOG_DIR,
+) -> None:
+    """Add this node's engines to a running head, until Ctrl-C.
+
+    Flags after `--` go to this node's SGLang servers, after the head's own.
+    """
+    from seer_sgl.engine.node import NodeConfig
+
+    from .run import run_until_signal
+
+    config = NodeConfig(
+        head=head,
+        name=name,
+        engines=engines,
+        log_dir=log_dir,
+        attach=tuple(attach or ()),
+        model=model,
+        kv_tokens=kv_tokens,
+        max_running_requests=max_running,
+        page_tokens=page_tokens,
+        engine_args=tuple(context.args),
+    )
+    run_until_signal(_join(config))
+
+
+async def _join(config: object) -> int:
+    from seer_sgl.engine.node import NodeConfig, run_node
+
+    assert isinstance(config, NodeConfig)
+    await run_node(config)
+    return 0

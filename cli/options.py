@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOG_DIR = Path.home() / ".local" / "state" / "seer-sgl"
+
+Model = Annotated[
+    str, typer.Option(help="Model path or hub name. Default: the small model that comes along.")
+]
+Engines = Annotated[int, typer.Option(min=0, help="SGLang servers to start on this node.")]
+KvTokens = Annotated[
+    int | None, typer.Option(min=1, help="KV pool of each engine, in tokens. Default: SGLang's own.")
+]
+MaxRunning = Annotated[int | None, typer.Option(min=1, help="Requests that one engine runs at once.")]
+PageTokens = Annotated[int, typer.Option(min=1, help="Tokens per KV page.")]
+LogDir = Annotated[Path, typer.Option(help="Where the logs of child processes go.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port of the router.")]
+AgentPort = Annotated[
+    int, typer.Option(min=1, max=65535, help="ZeroMQ port that engines of all nodes dial.")
+]
+PolicyName = Annotated[str, typer.Option(help="fifo_group, divided or seer.")]
+ChunkTokens = Annotated[int, typer.Option(min=1, help="Longest chunk, in tokens.")]
+
+
+def small_model() -> str:
+    """Path of the model that comes with the package."""
+    import seer_sgl
+
+    return str(Path(seer_sgl.__file__).parent / "smallmodel" / "weights")

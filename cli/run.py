@@ -1,0 +1,67 @@
+"""Runs a command's coroutine: Ctrl-C and SIGTERM end it in order, errors become one clear message."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from seer_sgl.errors import ChildFailedError, SeerError, StartError
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """A line for the user, apart from what the command prints as its result."""
+    console.print(line, markup=False)
+
+
+def run_until_signal(work: Coroutine[Any, Any, int]) -> None:
+    """Run to the end, or until a signal; exit with the work's status.
+
+    Exit codes: 2 cannot start, 1 a child failed, 130 ended by a signal.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        status = asyncio.run(_cancelled_by_signal(work))
+    except BaseExceptionGroup as group:
+        raise typer.Exit(_report(_first_of_ours(group))) from None
+    except SeerError as error:
+        raise typer.Exit(_report(error)) from None
+    raise typer.Exit(status)
+
+
+async def _cancelled_by_signal(work: Coroutine[Any, Any, int]) -> int:
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task
+    return 130
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> SeerError:
+    ours, others = group.split(SeerError)
+    if ours is None or others is not None:
+        raise group
+    error: BaseException = ours
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, SeerError)
+    return error
+
+
+def _report(error: SeerError) -> int:
+    if isinstance(error, ChildFailedError):
+        say(f"error: {error.what}")
+        if error.log_tail:
+            say(error.log_tail)
+        return 1
+    say(f"error: {error}")
+    return 2 if isinstance(error, StartError) else 1

@@ -1,0 +1,80 @@
+"""`seer-sgl serve`: a router, a KV pool and engines on this node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from seer_sgl.head import HeadConfig
+
+
+def serve(
+    context: typer.Context,
+    model: options.Model = "",
+    engines: options.Engines = 2,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other nodes join.")
+    ] = "127.0.0.1",
+    port: options.Port = 30000,
+    agent_port: options.AgentPort = 30001,
+    policy: options.PolicyName = "seer",
+    chunk_tokens: options.ChunkTokens = 8192,
+    kv_tokens: options.KvTokens = None,
+    max_running: options.MaxRunning = None,
+    page_tokens: options.PageTokens = 16,
+    pool: Annotated[bool, typer.Option(help="Share KV between engines through Mooncake.")] = True,
+    log_dir: options.LogDir = options.LOG_DIR,
+) -> None:
+    """Start a router, a Mooncake pool and SGLang servers, and serve until Ctrl-C.
+
+    Flags after `--` go to every SGLang server, those of joining nodes too.
+    """
+    from seer_sgl.config import RouterConfig
+    from seer_sgl.head import HeadConfig
+
+    from .run import run_until_signal
+
+    router = RouterConfig(
+        host=host,
+        http_port=port,
+        agent_port=agent_port,
+        policy=policy,
+        chunk_tokens=chunk_tokens,
+        model=model or options.small_model(),
+        engine_args=tuple(context.args),
+    )
+    config = HeadConfig(
+        router=router,
+        engines=engines,
+        log_dir=log_dir / str(port),
+        pool=pool,
+        node_args=node_args(kv_tokens, max_running, page_tokens),
+    )
+    run_until_signal(_serve(config))
+
+
+async def _serve(config: HeadConfig) -> int:
+    from seer_sgl.head import running_head
+
+    from .run import say
+
+    async with running_head(config, say) as head:
+        router = config.router
+        say(f"ready: POST http://{router.host}:{router.http_port}/generate")
+        say(f"more engines: seer-sgl join {router.host}:{router.agent_port}")
+        await head.wait_failed()
+    return 0
+
+
+def node_args(kv_tokens: int | None, max_running: int | None, page_tokens: int) -> tuple[str, ...]:
+    """These settings as `join` takes them."""
+    args = ["--page-tokens", str(page_tokens)]
+    if kv_tokens is not None:
+        args += ["--kv-tokens", str(kv_tokens)]
+    if max_running is not None:
+        args += ["--max-running", str(max_running)]
+    return tuple(args)

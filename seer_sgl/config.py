@@ -1,0 +1,56 @@
+"""Settings of the processes: frozen, with their defaults and units, passed on explicitly."""
+
+import msgspec
+
+from seer_sgl.kv.pool import PoolAddress
+
+TRIED_SGLANG = ("0.5.23",)
+"""SGLang versions that the plugin and the command line were tried with."""
+
+
+class RouterConfig(msgspec.Struct, frozen=True):
+    """One router."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 30000
+    agent_port: int = 30001
+    """ZeroMQ port that engine agents dial."""
+    policy: str = "seer"
+    chunk_tokens: int = 8192
+    heartbeat_s: float = 1.0
+    engine_timeout_s: float = 20.0
+    """An engine that is silent for longer is taken for gone. An agent answers within milliseconds
+    even beside a busy engine; the margin is for machines that swap or are suspended."""
+    max_body_bytes: int = 64 << 20
+    model: str = ""
+    """Model that joining nodes serve unless they say otherwise."""
+    pool: PoolAddress | None = None
+    engine_args: tuple[str, ...] = ()
+    """SGLang flags that joining nodes add to their own."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """One SGLang server and its agent."""
+
+    name: str
+    model: str
+    head: str
+    """`host:port` of the router's agent socket."""
+    pool: PoolAddress | None = None
+    local_host: str = "127.0.0.1"
+    """This node's address as the other nodes' Mooncake clients reach it."""
+    segment_bytes: int = 256 << 20
+    """Memory that this server lends to the pool."""
+    page_tokens: int = 16
+    kv_tokens: int | None = None
+    """KV pool of the engine. None lets SGLang take what the device has; on a CPU that would be
+    most of the machine's memory, so there the default is `CPU_KV_TOKENS`."""
+    max_running_requests: int | None = None
+    threads: int | None = None
+    """CPU threads of one engine; None on a GPU machine."""
+    extra_args: tuple[str, ...] = ()
+    start_timeout_s: float = 600.0
+
+
+CPU_KV_TOKENS = 65_536
+CPU_MAX_RUNNING = 16

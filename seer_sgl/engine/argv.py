@@ -1,0 +1,49 @@
+"""SGLang's command line and environment for one engine. The one place that builds them."""
+
+import sys
+
+from seer_sgl.config import CPU_KV_TOKENS, CPU_MAX_RUNNING, EngineConfig
+from seer_sgl.kv.pool import hicache_args
+
+
+def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
+    """The command that starts the server on the loopback interface.
+
+    Flags that the user gives come last, where SGLang lets the last one of a name win.
+    """
+    argv = [
+        *(sys.executable, "-m", "sglang.launch_server"),
+        *("--model-path", config.model),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--page-size", str(config.page_tokens)),
+        # An idle scheduler spins otherwise, and takes a core from its neighbours.
+        "--sleep-on-idle",
+        "--enable-cache-report",
+        # SGLang warms up with an English sentence, which has no token in some vocabularies; an empty
+        # prompt ends the server. The agent warms it up with a token id.
+        "--skip-server-warmup",
+        *("--log-level-http", "warning"),
+    ]
+    kv_tokens, max_running = config.kv_tokens, config.max_running_requests
+    if on_cpu:
+        argv += ["--device", "cpu", "--attention-backend", "torch_native"]
+        # SGLang's default makes float16 of a float32 model, which a CPU computes slowly.
+        argv += ["--dtype", "float32", "--disable-overlap-schedule", "--hicache-ratio", "2"]
+        kv_tokens, max_running = kv_tokens or CPU_KV_TOKENS, max_running or CPU_MAX_RUNNING
+    if kv_tokens is not None:
+        argv += ["--max-total-tokens", str(kv_tokens)]
+    if max_running is not None:
+        argv += ["--max-running-requests", str(max_running)]
+    if config.pool is not None:
+        argv += hicache_args(config.page_tokens)
+    return [*argv, *config.extra_args]
+
+
+def server_environment(config: EngineConfig) -> dict[str, str]:
+    """What the server needs on top of this process's environment."""
+    environment = {"HF_HUB_OFFLINE": "1"} if config.model.startswith("/") else {}
+    if config.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(config.threads)
+    if config.pool is not None:
+        environment |= config.pool.environment(config.local_host, config.segment_bytes)
+    return environment

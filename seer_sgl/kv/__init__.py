@@ -1,0 +1,1 @@
+"""The global KV pool that lets a chunk continue on any engine."""

@@ -1,0 +1,235 @@
+"""Performs the core's actions and turns what comes of them into events. The one place that does.
+
+Every sample is in `_live` from its submission until the core says `Deliver`; every chunk that the core
+dispatched is in `_running` until its engine answers, breaks or leaves. The core alone decides.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from seer_sgl.errors import IllegalEventError, RequestError
+from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.core import RouterCore
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch
+from seer_sgl.router.core.events import (
+    Cancelled,
+    ChunkFailed,
+    ChunkFinished,
+    EngineJoined,
+    EngineLeft,
+    Event,
+    Submitted,
+)
+from seer_sgl.router.link import AgentLink
+from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, RunChunk, StopChunk
+from seer_sgl.router.requests import Sample, check_against_engines
+from seer_sgl.router.roster import Roster
+from seer_sgl.router.transcript import Transcript
+from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.002
+"""Requests that arrive within this are submitted as one, so that all their probes go first."""
+
+
+@dataclass(slots=True)
+class Live:
+    """A sample on its way."""
+
+    sample: Sample
+    transcript: Transcript
+    done: asyncio.Future[Deliver]
+    last_status: int | None = None
+    """HTTP status of the last chunk that an engine refused."""
+    began_s: float = field(default_factory=time.monotonic)
+
+
+class Dispatcher:
+    """Between the HTTP front and the engines."""
+
+    def __init__(self, core: RouterCore, link: AgentLink, roster: Roster, calls: EngineCalls) -> None:
+        self.core = core
+        self.roster = roster
+        self._link = link
+        self._calls = calls
+        self._live: dict[RequestId, Live] = {}
+        self._running: dict[ChunkId, Dispatch] = {}
+        self._pending: list[Event] = []
+        self._engine_here = asyncio.Event()
+
+    # ---- for clients ----
+
+    async def generate(self, samples: list[Sample]) -> list[dict[str, Any]]:
+        """Run samples to their end; answers in the same order.
+
+        Requests wait where no engine is registered. If this is cancelled, so are they.
+
+        Raises:
+            RequestError: a sample can never run; then none of them does.
+        """
+        await self._engine_here.wait()
+        await self._tokenize(samples)
+        engines = self.roster.specs()
+        budgets = [check_against_engines(sample, engines) for sample in samples]
+        for sample in samples:
+            if sample.rid in self._live:
+                raise RequestError("rid", f"{sample.rid!r} is already running", status=409)
+        lives = [self._submit(*pair) for pair in zip(samples, budgets, strict=True)]
+        try:
+            await asyncio.wait([live.done for live in lives])
+        except asyncio.CancelledError:
+            self._flush()
+            self._handle(Cancelled(RequestId(live.sample.rid)) for live in lives)
+            raise
+        return list(await asyncio.gather(*map(self._answer, lives)))
+
+    async def _tokenize(self, samples: list[Sample]) -> None:
+        texts = {sample.text: list[int]() for sample in samples if sample.text is not None}
+        if not texts:
+            return
+        body = await self._calls.call("/tokenize", {"prompt": list(texts)})
+        texts = dict(zip(texts, body["tokens"], strict=True))
+        for sample in samples:
+            if sample.text is None:
+                continue
+            sample.prompt_ids = texts[sample.text]
+            if not sample.prompt_ids:
+                raise RequestError("text", f"has no token in this vocabulary: {sample.text[:80]!r}")
+
+    def _submit(self, sample: Sample, max_new_tokens: int) -> Live:
+        live = Live(
+            sample,
+            Transcript(sample.rid, sample.prompt_ids),
+            asyncio.get_running_loop().create_future(),
+        )
+        self._live[RequestId(sample.rid)] = live
+        if not self._pending:
+            asyncio.get_running_loop().call_later(GATHER_S, self._flush)
+        self._pending.append(
+            Submitted(
+                request_id=RequestId(sample.rid),
+                group_id=GroupId(sample.group_id),
+                prompt_tokens=len(sample.prompt_ids),
+                max_new_tokens=max_new_tokens,
+                divisible=sample.divisible,
+            )
+        )
+        return live
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        self._handle(pending)
+
+    async def _answer(self, live: Live) -> dict[str, Any]:
+        transcript, deliver = live.transcript, live.done.result()
+        texts = None
+        if not transcript.text_is_whole:
+            skip = live.sample.sampling.get("skip_special_tokens")
+            body = {
+                "tokens": transcript.text_request(),
+                "skip_special_tokens": True if skip is None else skip,
+            }
+            texts = (await self._calls.call("/detokenize", body))["text"]
+        answer = transcript.answer(time.monotonic() - live.began_s, texts)
+        if deliver.outcome != "finished":
+            answer["meta_info"]["finish_reason"] = {
+                "type": "abort",
+                "message": deliver.reason or "cancelled",
+                "status_code": live.last_status or 503,
+            }
+        return answer
+
+    # ---- from engines ----
+
+    def engine_joined(self, spec: EngineSpec) -> None:
+        self._drop_running(spec.engine_id)
+        self._engine_here.set()
+        self._handle([EngineJoined(spec)])
+
+    def engine_left(self, engine_id: EngineId, reason: str) -> None:
+        self._drop_running(engine_id)
+        if not len(self.roster):
+            self._engine_here.clear()
+        self._handle([EngineLeft(engine_id, reason)])
+
+    def chunk_answered(self, message: ChunkAnswered) -> None:
+        dispatch = self._running.pop(message.chunk_id, None)
+        if dispatch is None:
+            return
+        finish = message.answer["meta_info"]["finish_reason"] or {}
+        live = self._live[dispatch.request_id]
+        if finish.get("type") == "abort" and not self._is_cancelled(dispatch.request_id):
+            live.last_status = finish.get("status_code")
+            reason = f"{dispatch.engine_id} aborted it: {finish.get('message')}"
+            self._handle([ChunkFailed(message.chunk_id, reason)])
+            return
+        new_tokens = len(message.answer["output_ids"])
+        if new_tokens > dispatch.max_new_tokens:
+            reason = f"{dispatch.engine_id} sent {new_tokens} tokens for {dispatch.max_new_tokens}"
+            self._handle([ChunkFailed(message.chunk_id, reason)])
+            return
+        live.transcript.add(message.answer, dispatch.engine_id, dispatch.came_from)
+        # SGLang also ends with `length` where it cut the budget itself: nothing would follow.
+        ended = finish.get("type") != "length" or new_tokens < dispatch.max_new_tokens
+        self._handle([ChunkFinished(message.chunk_id, new_tokens, ended)])
+
+    def chunk_broke(self, message: ChunkBroke) -> None:
+        dispatch = self._running.pop(message.chunk_id, None)
+        if dispatch is None:
+            return
+        self._live[dispatch.request_id].last_status = message.status
+        refused = message.status is not None and 400 <= message.status < 500
+        log.warning("chunk %d on %s: %s", message.chunk_id, message.engine_id, message.reason)
+        self._handle([ChunkFailed(message.chunk_id, message.reason, retryable=not refused)])
+
+    def _is_cancelled(self, request_id: RequestId) -> bool:
+        request = self.core.buffer.requests.get(request_id)
+        return request is not None and request.cancelled
+
+    def _drop_running(self, engine_id: EngineId) -> None:
+        gone = [c for c, dispatch in self._running.items() if dispatch.engine_id == engine_id]
+        for chunk_id in gone:
+            del self._running[chunk_id]
+
+    # ---- actions ----
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        for_core = list(events)
+        try:
+            actions = self.core.handle_all(for_core, time.monotonic())
+        except IllegalEventError:
+            log.exception("a bug: the core refused %s", for_core)
+            raise
+        self._perform(actions)
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Dispatch():
+                    self._run(action)
+                case AbortChunk(chunk_id=chunk_id, engine_id=engine_id):
+                    self._send(engine_id, StopChunk(chunk_id))
+                case Deliver(request_id=request_id):
+                    live = self._live.pop(request_id)
+                    if not live.done.done():
+                        live.done.set_result(action)
+
+    def _run(self, dispatch: Dispatch) -> None:
+        live = self._live[dispatch.request_id]
+        params = {**live.sample.sampling, "max_new_tokens": dispatch.max_new_tokens}
+        body = {
+            **live.sample.body,
+            "rid": f"{live.sample.rid}.{dispatch.chunk_id}",
+            "input_ids": live.transcript.held_ids,
+            "sampling_params": params,
+        }
+        self._running[dispatch.chunk_id] = dispatch
+        self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body))
+
+    def _send(self, engine_id: EngineId, message: RunChunk | StopChunk) -> None:
+        self._link.send(self.roster.members[engine_id].peer, message)

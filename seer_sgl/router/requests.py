@@ -1,0 +1,231 @@
+"""`POST /generate` bodies taken apart into single samples. Pure: a body in, samples or an error out.
+
+The body stays SGLang's: each sample keeps every field that it came with, unknown ones too. Only `text`,
+`input_ids`, `rid`, `n`, `max_new_tokens` and our own `group_id` are taken out, to be set per chunk.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from seer_sgl.errors import RequestError
+from seer_sgl.router.sampling import check_sampling, divisible_sampling
+from seer_sgl.types import EngineSpec
+
+MAX_SAMPLES = 65_536
+"""Samples of one call; more is a slip, and would hold the event loop."""
+
+_PER_ITEM = frozenset(
+    """rid sampling_params return_logprob logprob_start_len top_logprobs_num token_ids_logprob
+    return_sampling_mask return_hidden_states lora_path lora_id image_data video_data audio_data
+    custom_logit_processor bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key
+    decode_tp_size extra_key cache_salt group_id""".split()
+)
+"""Fields that a batch may give as one list entry per prompt (SGLang 0.5.23 `GenerateReqInput`)."""
+
+_DIVISIBLE = frozenset(
+    """sampling_params return_logprob top_logprobs_num token_ids_logprob return_text_in_logprobs stream
+    log_metrics lora_path lora_id extra_key cache_salt priority no_logs custom_labels
+    routing_key""".split()
+)
+"""Fields that mean the same in every chunk. With any other one a request runs whole: state that
+SGLang keeps per request is never lost in silence."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample to generate."""
+
+    rid: str
+    body: dict[str, Any]
+    """What goes to SGLang with every chunk, less the fields that a chunk sets."""
+    max_new_tokens: int | None
+    group_id: str
+    divisible: bool
+    text: str | None = None
+    prompt_ids: list[int] = field(default_factory=list)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        params: dict[str, Any] = self.body["sampling_params"]
+        return params
+
+
+@dataclass(slots=True)
+class GenerateCall:
+    """One HTTP call: its samples, prompt by prompt, and whether the answer is a list."""
+
+    samples: list[Sample]
+    is_list: bool
+
+
+def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> GenerateCall:
+    """Take a `/generate` body apart.
+
+    Args:
+        body: the decoded JSON.
+        new_rid: id for a request that brings none.
+        group_id: group of all its samples, if a header names it.
+
+    Raises:
+        RequestError: naming the field, its value and what is allowed.
+    """
+    if not isinstance(body, dict):
+        raise RequestError("", f"the body must be a JSON object, got {type(body).__name__}")
+    if body.get("stream"):
+        raise RequestError("stream", "streaming is not supported yet; leave it out or send false")
+    prompts, batched = _prompts(body)
+    samples: list[Sample] = []
+    many = batched
+    for index, prompt in enumerate(prompts):
+        item = _item(body, index, len(prompts)) if batched else dict(body)
+        params = _checked_sampling(item)
+        many = many or _count_of(params) > 1
+        if len(samples) + _count_of(params) > MAX_SAMPLES:
+            raise RequestError("n", f"one call may ask for at most {MAX_SAMPLES} samples")
+        samples += _samples(item, prompt, index if batched else None, new_rid, group_id)
+    taken: set[str] = set()
+    for sample in samples:
+        if sample.rid in taken:
+            raise RequestError("rid", f"{sample.rid!r} is given twice; ids must differ")
+        taken.add(sample.rid)
+    return GenerateCall(samples, many)
+
+
+def _prompts(body: dict[str, Any]) -> tuple[list[Any], bool]:
+    text, ids = body.get("text"), body.get("input_ids")
+    if text is not None and ids is not None:
+        raise RequestError("input_ids", "give either `text` or `input_ids`, not both")
+    if text is None and ids is None:
+        raise RequestError("input_ids", "a prompt is missing: give `text` or `input_ids`")
+    if isinstance(text, str):
+        return [text], False
+    if text is not None:
+        if not isinstance(text, list) or not text or not all(isinstance(t, str) for t in text):
+            raise RequestError("text", "must be a string or a non-empty list of strings")
+        return text, True
+    if not isinstance(ids, list):
+        raise RequestError("input_ids", f"must be a list of token ids, got {type(ids).__name__}")
+    if ids and all(isinstance(row, list) for row in ids):
+        return ids, True
+    return [ids], False
+
+
+def _item(body: dict[str, Any], index: int, total: int) -> dict[str, Any]:
+    """The fields of one prompt of a batch."""
+    item = dict(body)
+    for key in _PER_ITEM & body.keys():
+        value = body[key]
+        if key == "token_ids_logprob" and value and not isinstance(value[0], list):
+            continue  # one list of ids for all prompts
+        if isinstance(value, list):
+            if len(value) != total:
+                raise RequestError(key, f"has {len(value)} entries for {total} prompts")
+            item[key] = value[index]
+        elif key == "rid" and isinstance(value, str):
+            item[key] = f"{value}_{index}"
+    return item
+
+
+def _checked_sampling(item: dict[str, Any]) -> dict[str, Any]:
+    params = item.get("sampling_params") or {}
+    if not isinstance(params, dict):
+        raise RequestError("sampling_params", f"must be an object, got {type(params).__name__}")
+    check_sampling(params)
+    return params
+
+
+def _count_of(params: dict[str, Any]) -> int:
+    count = params.get("n")
+    return 1 if count is None else count
+
+
+def _samples(
+    item: dict[str, Any], prompt: Any, index: int | None, new_rid: str, group_id: str | None
+) -> list[Sample]:
+    params = item.get("sampling_params") or {}
+    _check_prompt(prompt)
+    count = _count_of(params)
+    rid = item.get("rid") or (new_rid if index is None else f"{new_rid}_{index}")
+    if not isinstance(rid, str):
+        raise RequestError("rid", f"must be a string, got {rid!r}")
+    body = {k: v for k, v in item.items() if k not in _TAKEN_OUT}
+    body["sampling_params"] = {k: v for k, v in params.items() if k not in ("n", "max_new_tokens")}
+    group = group_id or item.get("group_id") or _group_of(prompt, body)
+    divisible = _divisible(body)
+    return [
+        Sample(
+            rid=rid if count == 1 else f"{rid}_{sample}",
+            body=body,
+            max_new_tokens=params.get("max_new_tokens", 128),  # SGLang's default
+            group_id=str(group),
+            divisible=divisible,
+            text=prompt if isinstance(prompt, str) else None,
+            prompt_ids=prompt if isinstance(prompt, list) else [],
+        )
+        for sample in range(count)
+    ]
+
+
+_TAKEN_OUT = ("text", "input_ids", "rid", "group_id", "stream")
+
+
+def _check_prompt(prompt: Any) -> None:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise RequestError("text", "must not be empty")
+        return
+    if not prompt:
+        raise RequestError("input_ids", "must hold at least one token id")
+    for token in prompt:
+        if type(token) is not int or token < 0:
+            raise RequestError("input_ids", f"must hold token ids from 0, got {token!r}")
+
+
+def _group_of(prompt: Any, body: dict[str, Any]) -> str:
+    """Requests with the same prompt and model state are samples of one group, whoever sends them."""
+    parts = [prompt, *(body.get(key) for key in ("lora_path", "extra_key", "cache_salt"))]
+    return hashlib.blake2b(msgspec.json.encode(parts), digest_size=12).hexdigest()
+
+
+def _divisible(body: dict[str, Any]) -> bool:
+    if body.get("logprob_start_len") not in (None, -1):
+        return False
+    others = body.keys() - _DIVISIBLE - {"logprob_start_len"}
+    return not any(body[key] for key in others) and divisible_sampling(body["sampling_params"])
+
+
+def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
+    """How many tokens the sample may get, once its prompt is known as ids.
+
+    SGLang counts `max_new_tokens` against the context and then quietly cuts it by up to two tokens;
+    so does this, so that both end alike.
+
+    Raises:
+        RequestError: the prompt or `max_new_tokens` fits no engine, or an id is outside the vocabulary.
+    """
+    prompt_tokens = len(sample.prompt_ids)
+    vocab_sizes = [engine.vocab_size for engine in engines if engine.vocab_size]
+    if vocab_sizes and (highest := max(sample.prompt_ids)) >= min(vocab_sizes):
+        allowed = f"token ids must lie in [0, {min(vocab_sizes) - 1}]"
+        raise RequestError("input_ids", f"{allowed}, got {highest}")
+    context = max(engine.context_tokens for engine in engines)
+    longest = max(engine.longest_request_tokens for engine in engines)
+    if prompt_tokens + 1 > longest:
+        field_name = "text" if sample.text is not None else "input_ids"
+        raise RequestError(
+            field_name,
+            f"the prompt has {prompt_tokens} tokens; the largest engine takes at most {longest - 1}",
+        )
+    wanted = sample.max_new_tokens
+    if wanted is None:
+        return longest - prompt_tokens
+    room = min(context, max(engine.kv_capacity_tokens for engine in engines)) - prompt_tokens
+    if wanted > room:
+        raise RequestError(
+            "sampling_params.max_new_tokens",
+            f"must lie in [1, {room}] after a prompt of {prompt_tokens} tokens, got {wanted}",
+        )
+    return min(wanted, longest - prompt_tokens)

@@ -1,0 +1,68 @@
+"""The engines that are registered: who they are, how to reach them, when they were last heard."""
+
+from dataclasses import dataclass
+
+from seer_sgl.router.messages import Heartbeat, Register
+from seer_sgl.types import EngineId, EngineSpec
+
+
+@dataclass(slots=True)
+class Member:
+    """One registered engine."""
+
+    peer: bytes
+    card: Register
+    seen_s: float
+    load: Heartbeat | None = None
+
+    @property
+    def engine_id(self) -> EngineId:
+        return self.card.spec.engine_id
+
+
+class Roster:
+    """Registered engines by id."""
+
+    def __init__(self) -> None:
+        self.members: dict[EngineId, Member] = {}
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def register(self, peer: bytes, card: Register, now_s: float) -> None:
+        self.members[card.spec.engine_id] = Member(peer, card, now_s)
+
+    def remove(self, engine_id: EngineId) -> Member | None:
+        return self.members.pop(engine_id, None)
+
+    def heard(self, peer: bytes, beat: Heartbeat, now_s: float) -> bool:
+        """Note a heartbeat. False where the engine is unknown, or known from another connection."""
+        member = self.members.get(beat.engine_id)
+        if member is None or member.peer != peer:
+            return False
+        member.seen_s, member.load = now_s, beat
+        return True
+
+    def silent_since(self, deadline_s: float) -> list[EngineId]:
+        """Engines that were last heard before `deadline_s`."""
+        return [engine_id for engine_id, m in self.members.items() if m.seen_s < deadline_s]
+
+    def specs(self) -> list[EngineSpec]:
+        return [member.card.spec for member in self.members.values()]
+
+    def objection_to(self, peer: bytes, card: Register) -> str:
+        """Why an engine may not join, or nothing. All engines must serve one model with one page size:
+        a chunk that goes on elsewhere must find the same weights and the same pages."""
+        for member in self.members.values():
+            ours, theirs = member.card, card
+            if ours.spec.engine_id == theirs.spec.engine_id:
+                if member.peer != peer:
+                    return f"another engine is called {theirs.spec.engine_id!r}; choose a --name"
+                continue
+            if ours.spec.page_tokens != theirs.spec.page_tokens:
+                return f"page size {theirs.spec.page_tokens} differs from {ours.spec.page_tokens}"
+            if ours.spec.vocab_size != theirs.spec.vocab_size:
+                return f"vocabulary {theirs.spec.vocab_size} differs from {ours.spec.vocab_size}"
+            if ours.weight_version != theirs.weight_version:
+                return f"weights {theirs.weight_version!r} differ from {ours.weight_version!r}"
+        return ""

@@ -1,0 +1,82 @@
+"""SGLang's sampling parameters: which there are, what they may be, and which survive a chunk edge."""
+
+from collections.abc import Callable
+from typing import Any
+
+from seer_sgl.errors import RequestError
+
+_KNOWN = frozenset(
+    """max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty
+    presence_penalty repetition_penalty min_new_tokens n beam_width json_schema regex ebnf
+    structural_tag ignore_eos skip_special_tokens spaces_between_special_tokens no_stop_trim
+    stream_interval logit_bias sampling_seed custom_params watermark""".split()
+)
+"""SGLang 0.5.23 `SamplingParams`; it refuses any other name."""
+
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("at least 0", lambda x: 0 <= x < float("inf")),
+    "top_p": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "top_k": ("-1 (off) or at least 1", lambda x: x == -1 or x >= 1),
+    "min_p": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "frequency_penalty": ("in [-2, 2]", lambda x: -2 <= x <= 2),
+    "presence_penalty": ("in [-2, 2]", lambda x: -2 <= x <= 2),
+    "repetition_penalty": ("in (0, 2]", lambda x: 0 < x <= 2),
+}
+
+_INTEGERS = ("max_new_tokens", "n", "min_new_tokens", "top_k", "beam_width", "sampling_seed")
+_AT_LEAST_ONE = ("max_new_tokens", "n", "beam_width")
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "stop": ("", []),
+    "stop_regex": ("", []),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_new_tokens": (0,),
+    "beam_width": (1,),
+    "json_schema": ("",),
+    "regex": ("",),
+    "ebnf": ("",),
+    "structural_tag": ("",),
+    "spaces_between_special_tokens": (True,),
+    "no_stop_trim": (False,),
+    "watermark": ({},),
+    "custom_params": ({},),
+}
+"""Parameters that look back over a request's whole output, with the values at which they do not."""
+
+
+def check_sampling(params: dict[str, Any]) -> None:
+    """Raise RequestError for an unknown name, or a value that SGLang would refuse."""
+    for name, value in params.items():
+        field = f"sampling_params.{name}"
+        if name not in _KNOWN:
+            raise RequestError(field, f"unknown parameter; there are: {', '.join(sorted(_KNOWN))}")
+        if value is None:
+            continue
+        if name in _INTEGERS and type(value) is not int:
+            raise RequestError(field, f"must be an integer, got {value!r}")
+        if name in _AT_LEAST_ONE and value < 1:
+            raise RequestError(field, f"must be at least 1, got {value}")
+        if name in _RANGES:
+            _check_range(field, value, *_RANGES[name])
+    _check_min_new_tokens(params)
+
+
+def _check_range(field: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(field, f"must be a number {allowed}, got {value!r}")
+    if not holds(value):
+        raise RequestError(field, f"must be {allowed}, got {value}")
+
+
+def _check_min_new_tokens(params: dict[str, Any]) -> None:
+    low, high = params.get("min_new_tokens") or 0, params.get("max_new_tokens")
+    if low < 0 or (high is not None and low > high):
+        allowed = "at least 0" if high is None else f"in [0, max_new_tokens ({high})]"
+        raise RequestError("sampling_params.min_new_tokens", f"must be {allowed}, got {low}")
+
+
+def divisible_sampling(params: dict[str, Any]) -> bool:
+    """Whether a request with these parameters may be cut into chunks without a different result."""
+    return all(params.get(name) is None or params[name] in neutral for name, neutral in _NEUTRAL.items())

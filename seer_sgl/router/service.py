@@ -1,0 +1,172 @@
+"""The router as a running service: core, sockets and HTTP front wired together, started and stopped."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+
+import uvicorn
+
+from seer_sgl.config import RouterConfig
+from seer_sgl.errors import StartError
+from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.core import Policy, RouterCore, policy_named
+from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.router.dispatcher import Dispatcher
+from seer_sgl.router.http import build_app
+from seer_sgl.router.link import AgentLink
+from seer_sgl.router.messages import (
+    AgentMessage,
+    AskHead,
+    CallAnswered,
+    ChunkAnswered,
+    ChunkBroke,
+    Head,
+    Heartbeat,
+    Leave,
+    Refused,
+    Register,
+    Welcome,
+    WhoAreYou,
+)
+from seer_sgl.router.roster import Roster
+from seer_sgl.types import EngineId
+
+log = logging.getLogger(__name__)
+
+
+class RouterService:
+    """One router. Use as an async context manager: it serves inside, and is gone after.
+
+    Args:
+        config: ports, policy, limits.
+        policy: instead of the one that `config.policy` names (tests bring their own).
+
+    Raises:
+        StartError: on entering, where a port is taken or the policy unknown.
+    """
+
+    def __init__(self, config: RouterConfig, policy: Policy | None = None) -> None:
+        self._config = config
+        settings = CoreSettings(chunk_tokens=config.chunk_tokens)
+        self.core = RouterCore(policy or policy_named(config.policy), settings)
+        self.roster = Roster()
+
+    async def __aenter__(self) -> "RouterService":
+        config = self._config
+        listener = listen_on(config.host, config.http_port)
+        try:
+            self._link = AgentLink(config.host, config.agent_port)
+        except StartError:
+            listener.close()
+            raise
+        self._calls = EngineCalls(self._link, self.roster)
+        self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls)
+        self._server = _QuietServer(
+            uvicorn.Config(
+                build_app(self.dispatcher, config.max_body_bytes),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._tasks = [
+            asyncio.create_task(self._server.serve(sockets=[listener]), name="http"),
+            asyncio.create_task(self._link.receive_forever(self._on_message), name="agents"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        http, *others = self._tasks
+        for task in others:
+            task.cancel()
+        await asyncio.gather(http, *others, return_exceptions=True)
+        self._link.close()
+
+    async def wait_failed(self) -> None:
+        """Return only by raising what ended one of the service's tasks."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        raise RuntimeError(f"the router's {next(iter(done)).get_name()} task ended")
+
+    # ---- engines ----
+
+    def _on_message(self, peer: bytes, message: AgentMessage) -> None:
+        match message:
+            case ChunkAnswered():
+                self.dispatcher.chunk_answered(message)
+            case ChunkBroke():
+                self.dispatcher.chunk_broke(message)
+            case CallAnswered():
+                self._calls.answered(message)
+            case Heartbeat():
+                if not self.roster.heard(peer, message, time.monotonic()):
+                    self._link.send(peer, WhoAreYou())
+            case Register():
+                self._register(peer, message)
+            case AskHead():
+                args = list(self._config.engine_args)
+                self._link.send(peer, Head(self._config.model, self._config.pool, args))
+            case Leave():
+                self._remove(message.engine_id, message.reason)
+
+    def _register(self, peer: bytes, card: Register) -> None:
+        objection = self.roster.objection_to(peer, card)
+        if objection:
+            log.warning("engine %s refused: %s", card.spec.engine_id, objection)
+            self._link.send(peer, Refused(objection))
+            return
+        if card.spec.engine_id in self.roster.members:
+            self._remove(card.spec.engine_id, "started afresh")
+        self.roster.register(peer, card, time.monotonic())
+        self._link.send(peer, Welcome(self._config.heartbeat_s))
+        log.info("engine %s joined: %s", card.spec.engine_id, card.url)
+        self.dispatcher.engine_joined(card.spec)
+
+    def _remove(self, engine_id: EngineId, reason: str) -> None:
+        if self.roster.remove(engine_id) is None:
+            return
+        log.warning("engine %s left: %s", engine_id, reason)
+        self._calls.engine_left(engine_id)
+        self.dispatcher.engine_left(engine_id, reason)
+
+    async def _watch(self) -> None:
+        """Take engines that fell silent for gone."""
+        timeout_s = self._config.engine_timeout_s
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s)
+            for engine_id in self.roster.silent_since(time.monotonic() - timeout_s):
+                self._remove(engine_id, f"silent for {timeout_s:g} s")
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves signals to whoever runs the service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        StartError: the port is taken, or is not ours to take.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Is another router running? "
+            "Choose another port with --port."
+        ) from None
+    listener.listen(2048)
+    return listener

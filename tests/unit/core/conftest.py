@@ -1,0 +1,34 @@
+"""Cores for table tests. Each is checked once more when its test is over."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pytest
+
+from seer_sgl.router.core import RouterCore, policy_named
+from seer_sgl.router.core.events import EngineJoined
+from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.types import EngineSpec
+
+pytest.register_assert_rewrite("tests.unit.core.table")
+
+
+class MakeCore(Protocol):
+    def __call__(self, policy: str, *engines: EngineSpec, **settings: Any) -> RouterCore: ...
+
+
+@pytest.fixture
+def make_core() -> Iterator[MakeCore]:
+    """Build a core: policy, engines that have joined, `CoreSettings` by name (chunks of 50 tokens)."""
+    cores: list[RouterCore] = []
+
+    def make(policy: str, *engines: EngineSpec, **settings: Any) -> RouterCore:
+        core = RouterCore(policy_named(policy), CoreSettings(**{"chunk_tokens": 50, **settings}))
+        cores.append(core)
+        for spec in engines:
+            assert core.handle(EngineJoined(spec), 0.0) == []
+        return core
+
+    yield make
+    for core in cores:
+        core.check()
