@@ -3,7 +3,7 @@
     python -m bench.core [--json FILE] [--quick]
 
 16 engines with 64 request slots each, groups of 8, chunks of 512 tokens. The backlog is kept constant:
-for every 8 requests delivered a new group arrives. At 1,000 all of it is in flight, since there are 1,024
+for every 8 requests delivered a new group arrives. At 1,000 all of it is in flight: there are 1,024
 slots. `kv` is "ample" where slots are the limit, and "tight" where KV is: then requests do not fit, and
 the core holds an engine for the first that waits. `fifo_group` reserves nothing, so its whole backlog is
 in flight and KV makes no difference.

@@ -99,15 +99,18 @@ def test_an_engine_that_keeps_leaving_uses_up_the_retries(make_core: MakeCore) -
 
 
 def test_a_waiting_request_is_cancelled_at_once(make_core: MakeCore) -> None:
+    core = make_core("seer", engine("a", slots=1))
     play(
-        make_core("seer", engine("a", slots=1)),
+        core,
         [
-            (all_submitted("g.0 g.1 h.0"), [dispatch(1, "g.0", 50)]),
+            (all_submitted("g.0 g.1 g.2 h.0"), [dispatch(1, "g.0", 50)]),
             (cancelled("h.0"), [deliver("h.0", "cancelled")]),
             (cancelled("g.1"), [deliver("g.1", "cancelled")]),
-            (finished(1, 1, ended=True), [deliver("g.0")]),
+            (finished(1, 1, ended=True), [deliver("g.0"), dispatch(2, "g.2", 50)]),
+            (finished(2, 1, ended=True), [deliver("g.2")]),
         ],
     )
+    assert not core.buffer.groups
 
 
 @pytest.mark.parametrize(

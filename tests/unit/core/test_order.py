@@ -129,6 +129,7 @@ def test_estimate(finished_tokens: int, longest_tokens: int, estimate: int) -> N
     [
         ([failed(1, retryable=False)], [deliver("g.0", "failed", "broken")]),
         ([cancelled("g.0"), failed(1)], [abort(1), deliver("g.0", "cancelled")]),
+        ([cancelled("g.0"), finished(1, 9, ended=True)], [abort(1), deliver("g.0", "cancelled")]),
     ],
 )
 def test_a_lost_probe_is_replaced(make_core: MakeCore, loss: list[Event], end: list[Action]) -> None:

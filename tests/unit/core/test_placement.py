@@ -5,7 +5,8 @@ import pytest
 from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix, group_home
 from seer_sgl.router.core.state import Chunk, Engine, Group, Request
 from seer_sgl.types import ChunkId, GroupId, RequestId
-from tests.unit.core.table import engine
+from tests.unit.core.conftest import MakeCore
+from tests.unit.core.table import dispatch, engine, finished, joined, play, submitted
 
 NEED = 100
 SETTINGS = PlacementSettings(max_spread_requests=4, settle_s=0.1)
@@ -93,6 +94,37 @@ def test_an_unsettled_request_leaves_a_home_without_room() -> None:
 )
 def test_no_engine_with_room_is_none(engines: list[Engine]) -> None:
     assert place(new_request(), engines) is None
+
+
+def test_a_sample_goes_where_a_sibling_has_computed_the_prompt(make_core: MakeCore) -> None:
+    play(
+        make_core("divided", engine("a"), engine("b")),
+        [
+            (submitted("h.0"), [dispatch(1, "h.0", 50, on="a")]),
+            (submitted("g.0"), [dispatch(2, "g.0", 50, on="b")]),
+            (finished(2, 5), [dispatch(3, "g.0", 50, on="b")]),
+            (submitted("g.1"), [dispatch(4, "g.1", 50, on="b")]),
+        ],
+    )
+
+
+@pytest.mark.parametrize(("settle_s", "on", "came_from"), [(0.1, "a", None), (0.0, "b", "a")])
+def test_a_chunk_that_follows_at_once_is_unsettled(
+    make_core: MakeCore, settle_s: float, on: str, came_from: str | None
+) -> None:
+    placement = PlacementSettings(settle_s=settle_s)
+    core = make_core("divided", engine("a", slots=4), placement=placement)
+    play(
+        core,
+        [
+            (submitted("g.0"), [dispatch(1, "g.0", 50)]),
+            (submitted("h.0"), [dispatch(2, "h.0", 50)]),
+            (submitted("k.0"), [dispatch(3, "k.0", 50)]),
+            (joined(engine("b", slots=4)), []),
+            (finished(1, 50), [dispatch(4, "g.0", 50, on, came_from)]),
+        ],
+        now_s=10.0,
+    )
 
 
 def test_group_home_is_where_the_group_began_whatever_the_load() -> None:

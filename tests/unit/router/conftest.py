@@ -1,0 +1,148 @@
+"""Routers with engines that make tokens up, all in one event loop and on real sockets."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from seer_sgl.config import RouterConfig
+from seer_sgl.engine.agent import Agent
+from seer_sgl.engine.process import free_port
+from seer_sgl.router.core import Policy
+from seer_sgl.router.service import RouterService
+from seer_sgl.testing.engine import FAKE_SPEC, FakeServer, continuation
+from seer_sgl.types import EngineId
+
+PATIENCE_S = 10.0
+LONG = 100
+"""Tokens of a sample that is still on its way when a test interferes."""
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a test's coroutine; tasks that it leaves behind are a fault."""
+
+    async def checked() -> None:
+        await asyncio.wait_for(work, PATIENCE_S)
+        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"left behind: {left}"
+
+    asyncio.run(checked())
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(PATIENCE_S / 2):
+        while not holds():  # noqa: ASYNC110 - what is waited for is told to nobody
+            await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def together(work: Coroutine[Any, Any, Any]) -> AsyncIterator["asyncio.Task[Any]"]:
+    """A task beside the block; cancelled after it."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def server(name: str = "a", **known: Any) -> FakeServer:
+    """A fake server; `FakeServer`'s arguments and `EngineSpec`'s fields by name."""
+    ours = {key: known.pop(key) for key in ("token_s", "refuse") if key in known}
+    return FakeServer(msgspec.structs.replace(FAKE_SPEC, engine_id=EngineId(name), **known), **ours)
+
+
+def prompts(count: int, tokens_at_least: int = 1) -> list[list[int]]:
+    """Different prompts whose samples are at least so long."""
+    found: list[list[int]] = []
+    for seed in range(2, 100_000):
+        prompt = [2 + seed % 250, 2 + seed // 250, 7, 9, 11]
+        if len(continuation(prompt, tokens_at_least)) == tokens_at_least:
+            found.append(prompt)
+        if len(found) == count:
+            return found
+    raise AssertionError("the fake model makes no such samples")
+
+
+class Cluster:
+    """A router that serves, and a client of it."""
+
+    def __init__(self, service: RouterService, config: RouterConfig, http: httpx.AsyncClient) -> None:
+        self.service = service
+        self.config = config
+        self.http = http
+        self.head = f"127.0.0.1:{config.agent_port}"
+        self._agents: list[asyncio.Task[None]] = []
+
+    async def join(self, *lives: FakeServer) -> "asyncio.Task[None]":
+        """Add an engine: its server, and those that take its place after it has ended."""
+        servers = iter(lives)
+        agent = Agent(lambda: next(servers), self.head)
+        task = asyncio.create_task(agent.run())
+        self._agents.append(task)
+        ready = asyncio.create_task(agent.ready.wait())
+        try:
+            await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            ready.cancel()
+        return task
+
+    async def generate(self, ids: list[int], **body: Any) -> dict[str, Any]:
+        """One good answer."""
+        answer = await self.post({"input_ids": ids, **body})
+        assert answer.status_code == 200, answer.text
+        decoded: dict[str, Any] = answer.json()
+        return decoded
+
+    async def post(self, body: dict[str, Any]) -> httpx.Response:
+        return await self.http.post("/generate", json=body)
+
+    async def stop_agents(self) -> None:
+        for task in self._agents:
+            task.cancel()
+        await asyncio.gather(*self._agents, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    *servers: FakeServer, policy: Policy | None = None, **settings: Any
+) -> AsyncIterator[Cluster]:
+    """A router with an engine per server; `settings` are `RouterConfig`'s."""
+    ports = {"http_port": free_port(), "agent_port": free_port(), "heartbeat_s": 0.05}
+    config = RouterConfig(**{**ports, **settings})
+    async with (
+        RouterService(config, policy) as service,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{config.http_port}", timeout=PATIENCE_S, trust_env=False
+        ) as http,
+    ):
+        it = Cluster(service, config, http)
+        try:
+            for each in servers:
+                await it.join(each)
+            yield it
+            service.core.check()
+        finally:
+            await it.stop_agents()
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seer_sgl.engine.agent.RESTART_PAUSE_S", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_crashes(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a server logs as an error and survives would pass unseen otherwise."""
+    yield
+    crashes = [r.getMessage() for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
+    assert not crashes
