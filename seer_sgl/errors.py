@@ -46,4 +46,13 @@ class RequestError(SeerError):
 
 
 class IllegalEventError(SeerError):
-    """An event that contradicts the core's state; the state is left as it was."""
+    """An event that contradicts the core's state; it has changed nothing.
+
+    Args:
+        message: which, and why.
+        actions: what follows from the legal events that came with it; they still have to be performed.
+    """
+
+    def __init__(self, message: str, actions: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.actions = actions

@@ -31,4 +31,5 @@ class EngineSpec(msgspec.Struct, frozen=True):
         SGLang keeps one token of the context and of the pool, and one more when it cuts
         `max_new_tokens` (0.5.23 `tp_worker.get_worker_info`, `scheduler.init_req_max_new_tokens`).
         """
-        return min(self.context_tokens, self.kv_capacity_tokens) - 2
+        pages_tokens = self.kv_capacity_tokens // self.page_tokens * self.page_tokens
+        return min(self.context_tokens, pages_tokens) - 2

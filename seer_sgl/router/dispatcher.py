@@ -14,7 +14,7 @@ from typing import Any
 from seer_sgl.errors import IllegalEventError, RequestError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core import RouterCore
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -23,6 +23,7 @@ from seer_sgl.router.core.events import (
     EngineLeft,
     Event,
     Submitted,
+    Ticked,
 )
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, RunChunk, StopChunk
@@ -199,12 +200,11 @@ class Dispatcher:
     # ---- actions ----
 
     def _handle(self, events: Iterable[Event]) -> None:
-        for_core = list(events)
         try:
-            actions = self.core.handle_all(for_core, time.monotonic())
-        except IllegalEventError:
-            log.exception("a bug: the core refused %s", for_core)
-            raise
+            actions = self.core.handle_all(list(events), time.monotonic())
+        except IllegalEventError as error:
+            log.exception("a bug: the core refused an event")
+            actions = list(error.actions)  # type: ignore[arg-type]
         self._perform(actions)
 
     def _perform(self, actions: list[Action]) -> None:
@@ -214,6 +214,9 @@ class Dispatcher:
                     self._run(action)
                 case AbortChunk(chunk_id=chunk_id, engine_id=engine_id):
                     self._send(engine_id, StopChunk(chunk_id))
+                case Wake(at_s=at_s):
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(max(0.0, at_s - time.monotonic()), self._handle, [Ticked()])
                 case Deliver(request_id=request_id):
                     live = self._live.pop(request_id)
                     if not live.done.done():

@@ -146,7 +146,7 @@ async def _disconnected(request: Request) -> None:
 def _decoded(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError("", f"the body is not JSON: {error}") from None
 
 

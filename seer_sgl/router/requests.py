@@ -153,6 +153,7 @@ def _samples(
         raise RequestError("rid", f"must be a string, got {rid!r}")
     body = {k: v for k, v in item.items() if k not in _TAKEN_OUT}
     body["sampling_params"] = {k: v for k, v in params.items() if k not in ("n", "max_new_tokens")}
+    _check_encodable(body)
     group = group_id or item.get("group_id") or _group_of(prompt, body)
     divisible = _divisible(body)
     return [
@@ -180,8 +181,17 @@ def _check_prompt(prompt: Any) -> None:
     if not prompt:
         raise RequestError("input_ids", "must hold at least one token id")
     for token in prompt:
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token < 2**31:
             raise RequestError("input_ids", f"must hold token ids from 0, got {token!r}")
+
+
+def _check_encodable(body: dict[str, Any]) -> None:
+    """JSON knows integers of any size; the wire to the engines has 64 bits for one."""
+    for key, value in body.items():
+        try:
+            msgspec.msgpack.encode(value)
+        except (OverflowError, RecursionError) as error:
+            raise RequestError(key, f"cannot be passed on: {error}") from None
 
 
 def _group_of(prompt: Any, body: dict[str, Any]) -> str:

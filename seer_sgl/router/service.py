@@ -12,7 +12,7 @@ from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core import Policy, RouterCore, policy_named
-from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.http import build_app
 from seer_sgl.router.link import AgentLink

@@ -18,9 +18,7 @@ async def attached_router(
     urls: Sequence[str], policy: Policy, chunk_tokens: int
 ) -> AsyncIterator[tuple[str, RouterService]]:
     """A router with an agent for each server, all in this process; yields its URL and itself."""
-    config = RouterConfig(
-        http_port=free_port(), agent_port=free_port(), chunk_tokens=chunk_tokens
-    )
+    config = RouterConfig(http_port=free_port(), agent_port=free_port(), chunk_tokens=chunk_tokens)
     head = f"{config.host}:{config.agent_port}"
     async with RouterService(config, policy) as service:
         agents = [

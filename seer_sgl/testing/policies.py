@@ -14,11 +14,10 @@ def elsewhere(
     need_tokens: int,
     engines: Iterable[Engine],
     settings: PlacementSettings,
-    now_s: float,
 ) -> Engine | None:
     """Any engine but the one that ran the last chunk: every chunk's KV has to move."""
     others = [engine for engine in engines if engine is not request.last_engine]
-    return balanced_prefix(request, need_tokens, others, settings, now_s)
+    return balanced_prefix(request, need_tokens, others, settings)
 
 
 ALWAYS_MOVE = msgspec.structs.replace(DIVIDED, name="always_move", place=elsewhere)

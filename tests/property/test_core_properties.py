@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core import POLICIES, RouterCore
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -23,8 +23,9 @@ from seer_sgl.router.core.events import (
     EngineLeft,
     Event,
     Submitted,
+    Ticked,
 )
-from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
 
 EXAMPLES = 120
@@ -43,6 +44,7 @@ class Sample:
     hopeless: bool = False
     """A failure that is not to be retried."""
     last_on: "Machine | None" = None
+    ready_s: float = 0.0
     running: Dispatch | None = None
 
     @property
@@ -58,19 +60,27 @@ class Machine:
     needs: dict[ChunkId, int] = field(default_factory=dict)
     """KV tokens of each running chunk, in whole pages."""
 
+    draft_tokens: int = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.spec.kv_capacity_tokens - self.spec.kv_capacity_tokens % self.spec.page_tokens
+
     @property
     def free_tokens(self) -> int:
-        return self.spec.kv_capacity_tokens - sum(self.needs.values())
+        return self.capacity_tokens - sum(self.needs.values())
 
     def pages(self, tokens: int) -> int:
-        return -(-tokens // self.spec.page_tokens) * self.spec.page_tokens
+        with_draft = tokens + self.draft_tokens
+        whole = -(-with_draft // self.spec.page_tokens) * self.spec.page_tokens
+        return min(whole, self.capacity_tokens)
 
     def able(self, tokens: int) -> bool:
-        return self.pages(tokens) <= self.spec.kv_capacity_tokens
+        return tokens <= self.capacity_tokens
 
     def fits(self, tokens: int) -> bool:
         slot = len(self.needs) < self.spec.max_running_requests
-        return slot and self.pages(tokens) <= self.free_tokens
+        return slot and self.able(tokens) and self.pages(tokens) <= self.free_tokens
 
 
 class World:
@@ -80,6 +90,7 @@ class World:
         self.policy, self.options = POLICIES[policy], options
         self.core = RouterCore(self.policy, options)
         self.now_s = 0.0
+        self.wake_s: float | None = None
         self.log: list[tuple[list[Event], float, list[Action]]] = []
         self.samples: dict[RequestId, Sample] = {}
         self.delivered: dict[RequestId, str] = {}
@@ -94,12 +105,18 @@ class World:
         aborts = [abort for event in events for abort in self._note(event)]
         actions = self.core.handle_all(events, self.now_s)
         self.log.append((events, self.now_s, actions))
+        if Ticked() in events:
+            self.wake_s = None
         assert [a for a in actions if isinstance(a, AbortChunk)] == aborts
         for action in actions:
             if isinstance(action, Deliver):
                 self._judge_delivery(action)
             elif isinstance(action, Dispatch):
                 self._judge_dispatch(action)
+            elif isinstance(action, Wake):
+                assert self.wake_s is None, "two wake-ups at once"
+                assert self.now_s < action.at_s <= self.now_s + self.options.settle_s
+                self.wake_s = action.at_s
         self.core.check()
         self._judge_rest()
 
@@ -113,7 +130,8 @@ class World:
                 self._note_failed(event.chunk_id, event.retryable)
             case EngineJoined():
                 self._note_gone(event.engine.engine_id)
-                self.machines[event.engine.engine_id] = Machine(event.engine)
+                machine = Machine(event.engine, draft_tokens=self.options.draft_tokens)
+                self.machines[event.engine.engine_id] = machine
             case EngineLeft():
                 self._note_gone(event.engine_id)
             case Cancelled():
@@ -124,7 +142,7 @@ class World:
         sample, machine = self.chunks.pop(chunk_id)
         self.ended_chunks.append(chunk_id)
         del machine.needs[chunk_id]
-        sample.running = None
+        sample.running, sample.ready_s = None, self.now_s
         return sample, machine
 
     def _note_finished(self, event: ChunkFinished) -> None:
@@ -181,6 +199,7 @@ class World:
         assert action.max_new_tokens == self._budget(sample)
         moved = sample.last_on if sample.last_on is not machine else None
         assert action.came_from == (moved and moved.spec.engine_id)
+        assert moved is None or not self._settles(sample), "moved before its KV was in the pool"
         if self.policy.reserves:
             assert machine.fits(self._need(sample)), "over the engine's KV or slots"
         machine.needs[action.chunk_id] = machine.pages(self._need(sample))
@@ -194,7 +213,13 @@ class World:
 
     def _need(self, sample: Sample) -> int:
         held = sample.event.prompt_tokens + sample.generated_tokens
-        return held + self._budget(sample) + self.options.draft_tokens
+        return held + self._budget(sample)
+
+    def _settles(self, sample: Sample) -> bool:
+        """Whether it may not move yet."""
+        last = sample.last_on
+        here = last is not None and last.spec.engine_id in self.machines
+        return here and self.now_s < sample.ready_s + self.options.settle_s
 
     def _judge_rest(self) -> None:
         waiting = [sample for sample in self.samples.values() if sample.running is None]
@@ -205,10 +230,14 @@ class World:
         counts = self.core.statistics()
         assert counts.delivered == len(self.delivered)
         assert (counts.waiting, counts.in_flight) == (len(waiting), len(self.chunks))
+        settling = [sample for sample in waiting if self._settles(sample)]
+        settled = [self._need(sample) for sample in waiting if not self._settles(sample)]
         if self.policy.reserves:
-            assert not waiting or self._may_rest([self._need(sample) for sample in waiting])
+            assert not settled or self._may_rest(settled)
+            if settling and not settled and not self.core.buffer.parked:
+                assert self.wake_s is not None or self._may_rest([*map(self._need, settling)])
         else:
-            assert not waiting or not self.machines, "waits though nothing is reserved"
+            assert not settled or not self.machines, "waits though nothing is reserved"
 
     def _may_rest(self, needs: list[int]) -> bool:
         """Work-conserving: all waiting requests, or as many as are looked at, are stuck.
@@ -236,7 +265,11 @@ class World:
     def drain(self) -> None:
         """Give it an engine that takes everything, and let all engines answer."""
         self.feed([EngineJoined(EngineSpec(EngineId("large"), 1 << 20, 1, 1 << 10, 1 << 20))])
-        while self.chunks:
+        while self.chunks or self.wake_s is not None:
+            self.now_s += self.options.settle_s
+            self.feed([Ticked()])
+            if not self.chunks:
+                continue
             chunk_id, (sample, _) = next(iter(self.chunks.items()))
             assert sample.running is not None
             tokens = sample.running.max_new_tokens
@@ -279,6 +312,7 @@ options = st.builds(
     draft_tokens=st.sampled_from([0, 7]),
     max_failures=st.integers(1, 3),
     look_ahead=st.sampled_from([1, 3, 8, 8]),
+    settle_s=st.sampled_from([0.0, 0.1]),
 )
 
 
@@ -348,7 +382,7 @@ class Story:
 
     def _later(self, seconds: float) -> list[Event]:
         self.world.now_s += seconds
-        return []
+        return [Ticked()]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

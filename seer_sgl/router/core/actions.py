@@ -35,4 +35,10 @@ class Deliver(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-Action = Dispatch | AbortChunk | Deliver
+class Wake(msgspec.Struct, frozen=True):
+    """Send `Ticked` at this time, on the clock of `now_s`: something can be dispatched then."""
+
+    at_s: float
+
+
+Action = Dispatch | AbortChunk | Deliver | Wake

@@ -17,6 +17,9 @@ class RequestBuffer:
         self.groups: dict[GroupId, Group] = {}
         self.requests: dict[RequestId, Request] = {}
         self.queue = ReadyQueue(policy)
+        self.parked: dict[RequestId, Request] = {}
+        """Requests that no present engine could hold; trying them again and again would cost every
+        decision."""
         self._seq = count()
 
     def add(self, event: Submitted, now_s: float) -> None:
@@ -58,6 +61,24 @@ class RequestBuffer:
             group.probe, request.is_probe = request, True
         request.ready_since_s = now_s
         self.queue.push(request)
+
+    def park(self, request: Request) -> None:
+        """Set a request that is nowhere aside until `unpark`."""
+        request.place = "parked"
+        self.parked[request.request_id] = request
+
+    def unpark(self) -> None:
+        """Let all parked requests wait again: an engine has joined."""
+        parked, self.parked = self.parked, {}
+        for request in parked.values():
+            request.place = "nowhere"
+            self.queue.push(request)
+
+    def take(self, request: Request) -> None:
+        """Take a request that is not in flight out of its place."""
+        if self.parked.pop(request.request_id, None) is None:
+            self.queue.discard(request)
+        request.place = "nowhere"
 
     def record(self, request: Request, engine: Engine, new_tokens: int, ended: bool) -> bool:
         """Note what a chunk brought. True where the sample is complete."""

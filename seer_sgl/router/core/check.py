@@ -18,7 +18,9 @@ def check_state(core: RouterCore) -> None:
     for request in core.buffer.requests.values():
         _check_request(core, request)
     places = [request.place for request in core.buffer.requests.values()]
-    assert len(core.buffer.queue) == len(places) - places.count("in_flight"), "queue miscounts"
+    queued = len(places) - places.count("in_flight") - places.count("parked")
+    assert len(core.buffer.queue) == queued, "the queue miscounts"
+    assert len(core.buffer.parked) == places.count("parked"), "parked requests are miscounted"
     assert len(core.chunks) == places.count("in_flight"), "a chunk belongs to no live request"
 
 

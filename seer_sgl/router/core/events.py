@@ -52,4 +52,8 @@ class EngineLeft(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event = Submitted | ChunkFinished | ChunkFailed | Cancelled | EngineJoined | EngineLeft
+class Ticked(msgspec.Struct, frozen=True):
+    """Time has passed, as a `Wake` asked for."""
+
+
+Event = Ticked | Submitted | ChunkFinished | ChunkFailed | Cancelled | EngineJoined | EngineLeft

@@ -1,7 +1,7 @@
 """The scheduling state machine: `handle(event, now_s)` returns the actions that follow.
 
 Invariants, checked by `check()`:
-- a live request is in exactly one place: the queue, or one chunk on one engine;
+- a live request is in exactly one place: the queue, parked, or one chunk on one engine;
 - an engine's reserved tokens are the sum of its chunks' and never exceed its KV capacity;
 - every submitted request is delivered exactly once, then forgotten.
 
@@ -13,10 +13,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-import msgspec
-
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome, Wake
 from seer_sgl.router.core.buffer import RequestBuffer
 from seer_sgl.router.core.check import check_state
 from seer_sgl.router.core.events import (
@@ -27,38 +25,13 @@ from seer_sgl.router.core.events import (
     EngineLeft,
     Event,
     Submitted,
+    Ticked,
 )
-from seer_sgl.router.core.placement import PlacementSettings
+from seer_sgl.router.core.placement import soonest_able
 from seer_sgl.router.core.policy import Policy
+from seer_sgl.router.core.settings import CoreSettings, Statistics
 from seer_sgl.router.core.state import Chunk, Engine, Request
 from seer_sgl.types import ChunkId, EngineId
-
-
-class CoreSettings(msgspec.Struct, frozen=True):
-    """What the core may be told; every length in tokens."""
-
-    chunk_tokens: int = 8192
-    """Longest chunk (a summary of the paper's first version names 8K)."""
-    draft_tokens: int = 0
-    """KV that speculative decoding takes on top of a chunk's own."""
-    max_failures: int = 5
-    """Chunks of one request that may fail in a row before it is given up."""
-    look_ahead: int = 8
-    """Waiting requests tried behind one that fits no engine."""
-    placement: PlacementSettings = PlacementSettings()
-
-
-class Statistics(msgspec.Struct, frozen=True):
-    """Counts at one moment."""
-
-    waiting: int
-    in_flight: int
-    engines: int
-    chunks: int
-    """Dispatched since the start."""
-    moved_chunks: int
-    """Of these, those that went on from another engine."""
-    delivered: int
 
 
 class RouterCore:
@@ -79,25 +52,36 @@ class RouterCore:
             Cancelled: self._cancelled,
             EngineJoined: self._engine_joined,
             EngineLeft: self._engine_left,
+            Ticked: self._ticked,
         }
+        self._wake_s = 0.0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event into account. `now_s` is any clock that never goes back."""
         return self.handle_all((event,), now_s)
 
     def handle_all(self, events: tuple[Event, ...] | list[Event], now_s: float) -> list[Action]:
-        """Take events that came together into account, then decide once.
+        """Take events that came together into account, then decide once: of requests that arrive
+        at once, all probes go before any other.
 
-        Together matters: of requests that arrive at once, all probes go before any other.
+        Raises:
+            IllegalEventError: with the actions that follow from the other events, to be performed.
         """
         actions: list[Action] = []
+        illegal: list[str] = []
         for event in events:
-            actions += self._handlers[type(event)](event, now_s)
-        return actions + self._schedule(now_s)
+            try:
+                actions += self._handlers[type(event)](event, now_s)
+            except IllegalEventError as error:
+                illegal.append(str(error))
+        actions += self._schedule(now_s)
+        if illegal:
+            raise IllegalEventError("; ".join(illegal), tuple(actions))
+        return actions
 
     def statistics(self) -> Statistics:
         return Statistics(
-            waiting=len(self.buffer.queue),
+            waiting=len(self.buffer.queue) + len(self.buffer.parked),
             in_flight=len(self.chunks),
             engines=len(self.engines),
             chunks=self._dispatched,
@@ -156,13 +140,14 @@ class RouterCore:
         if request.chunk is not None:
             # Its KV stays reserved until the engine says that the chunk has ended.
             return [AbortChunk(request.chunk.chunk_id, request.chunk.engine.engine_id)]
-        self.buffer.queue.discard(request)
+        self.buffer.take(request)
         return self._deliver(request, "cancelled")
 
     def _engine_joined(self, event: EngineJoined, now_s: float) -> list[Action]:
         engine_id = event.engine.engine_id
         actions = self._engine_left(EngineLeft(engine_id, "started afresh"), now_s)
-        self.engines[engine_id] = Engine(event.engine)
+        self.engines[engine_id] = Engine(event.engine, self.settings.draft_tokens)
+        self.buffer.unpark()
         return actions
 
     def _engine_left(self, event: EngineLeft, now_s: float) -> list[Action]:
@@ -172,6 +157,10 @@ class RouterCore:
         lost = [ChunkFailed(chunk_id, event.reason) for chunk_id in engine.chunks]
         return [action for failure in lost for action in self._chunk_failed(failure, now_s)]
 
+    def _ticked(self, _event: Ticked, _now_s: float) -> list[Action]:
+        self._wake_s = 0.0
+        return []
+
     # ---- decisions ----
 
     def _schedule(self, now_s: float) -> list[Action]:
@@ -179,30 +168,48 @@ class RouterCore:
 
         The first request that fits nowhere holds the engine that could take it soonest: nothing else
         goes there, so it cannot be passed for ever. Smaller ones behind it may use the other engines.
+        A request that would move before its KV has settled waits for a moment, and holds nothing.
         """
         actions: list[Action] = []
-        aside: list[Request] = []
-        held: Engine | None = None
+        blocked: list[Request] = []
+        settling: list[Request] = []
         engines = list(self.engines.values())
-        while len(aside) < self.settings.look_ahead and any(
+        while len(blocked) < self.settings.look_ahead and any(
             engine.has_room or not self.policy.reserves for engine in engines
         ):
             request = self.buffer.queue.pop()
             if request is None:
                 break
             budget = self._chunk_budget(request)
-            need = request.held_tokens + budget + self.settings.draft_tokens
-            engine = self.policy.place(request, need, engines, self.settings.placement, now_s)
-            if engine is not None:
+            need = request.held_tokens + budget
+            engine = self.policy.place(request, need, engines, self.settings.placement)
+            if engine is not None and self._must_settle(request, engine, now_s):
+                settling.append(request)
+            elif engine is not None:
                 actions.append(self._dispatch(request, engine, budget, need))
-                continue
-            aside.append(request)
-            if held is None:
-                held = _soonest(engines, need)
-                engines = [engine for engine in engines if engine is not held]
-        for request in aside:
+            elif self.policy.reserves and not any(e.could_hold(need) for e in self.engines.values()):
+                self.buffer.park(request)
+            else:
+                blocked.append(request)
+                if len(blocked) == 1:
+                    held = soonest_able(engines, need)
+                    engines = [engine for engine in engines if engine is not held]
+        for request in (*blocked, *settling):
             self.buffer.queue.push(request)
-        return actions
+        return actions + self._wake_for(settling, now_s)
+
+    def _must_settle(self, request: Request, engine: Engine, now_s: float) -> bool:
+        last = request.last_engine
+        if last is None or last is engine or last.engine_id not in self.engines:
+            return False
+        return now_s < request.ready_since_s + self.settings.settle_s
+
+    def _wake_for(self, settling: list[Request], now_s: float) -> list[Action]:
+        """One wake-up at a time is enough: it sets the next one."""
+        if not settling or now_s < self._wake_s:
+            return []
+        self._wake_s = min(r.ready_since_s for r in settling) + self.settings.settle_s
+        return [Wake(self._wake_s)]
 
     def _chunk_budget(self, request: Request) -> int:
         if not self.policy.divided or not request.divisible:
@@ -210,7 +217,7 @@ class RouterCore:
         return min(self.settings.chunk_tokens, request.remaining_tokens)
 
     def _dispatch(self, request: Request, engine: Engine, budget: int, need: int) -> Dispatch:
-        reserved = engine.pages_for(need) if self.policy.reserves else 0
+        reserved = engine.reservation_for(need) if self.policy.reserves else 0
         chunk = Chunk(ChunkId(next(self._chunk_ids)), request, engine, budget, reserved)
         engine.chunks[chunk.chunk_id] = self.chunks[chunk.chunk_id] = chunk
         engine.reserved_tokens += reserved
@@ -241,9 +248,3 @@ class RouterCore:
         self.buffer.forget(request)
         self._delivered += 1
         return [Deliver(request.request_id, outcome, reason)]
-
-
-def _soonest(engines: list[Engine], need_tokens: int) -> Engine | None:
-    """The engine with most free KV among those that could hold `need_tokens` when empty."""
-    able = [e for e in engines if e.pages_for(need_tokens) <= e.spec.kv_capacity_tokens]
-    return max(able, key=lambda engine: engine.free_tokens, default=None)

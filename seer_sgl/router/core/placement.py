@@ -13,13 +13,10 @@ class PlacementSettings(msgspec.Struct, frozen=True):
     max_spread_requests: int = 32
     """A longer prefix decides while the in-flight counts differ by no more (the paper's value).
     An engine that runs few requests counts as unbalanced at a quarter of its slots."""
-    settle_s: float = 0.1
-    """SGLang writes KV to the pool in the background after a chunk ends; a request that became ready
-    less than this ago stays on its engine when that has room."""
 
 
-Place = Callable[[Request, int, Iterable[Engine], PlacementSettings, float], Engine | None]
-"""(request, tokens it needs, candidates, settings, now_s) -> an engine with room, or None."""
+Place = Callable[[Request, int, Iterable[Engine], PlacementSettings], Engine | None]
+"""(request, tokens it needs, candidates, settings) -> an engine with room, or None."""
 
 
 def balanced_prefix(
@@ -27,7 +24,6 @@ def balanced_prefix(
     need_tokens: int,
     engines: Iterable[Engine],
     settings: PlacementSettings,
-    now_s: float,
 ) -> Engine | None:
     """The engine with the longest prefix while load is balanced, else the least loaded one."""
     idlest: Engine | None = None
@@ -49,9 +45,8 @@ def balanced_prefix(
             holder, held_tokens = engine, prefix_tokens
     if holder is None:
         return idlest
-    unsettled = holder is request.last_engine and now_s - request.ready_since_s < settings.settle_s
     balanced = high - low <= min(settings.max_spread_requests, max(1, slots // 4))
-    return holder if balanced or unsettled else idlest
+    return holder if balanced else idlest
 
 
 def group_home(
@@ -59,13 +54,18 @@ def group_home(
     _need_tokens: int,
     engines: Iterable[Engine],
     _settings: PlacementSettings,
-    _now_s: float,
 ) -> Engine | None:
     """The group's own engine, else the least loaded; room is the engine's concern, not ours."""
     candidates = list(engines)
     if request.group.home in candidates:
         return request.group.home
     return min(candidates, key=_load, default=None)
+
+
+def soonest_able(engines: Iterable[Engine], need_tokens: int) -> Engine | None:
+    """The engine with most free KV among those that could hold `need_tokens` when empty."""
+    able = (engine for engine in engines if engine.could_hold(need_tokens))
+    return max(able, key=lambda engine: engine.free_tokens, default=None)
 
 
 def _load(engine: Engine) -> tuple[int, int]:

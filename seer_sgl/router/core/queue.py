@@ -33,8 +33,7 @@ class ReadyQueue:
         group = request.group
         heappush(group.waiting, (request.seq, request))
         group.waiting_count += 1
-        if group.waiting_count == 1:
-            self.reorder(group)
+        self.reorder(group)
 
     def pop(self) -> Request | None:
         """Take the next request, or None when none waits."""
@@ -46,6 +45,8 @@ class ReadyQueue:
             _, _, entry, group = self._groups[0]
             if entry != group.entry or not group.waiting_count:
                 heappop(self._groups)
+                if entry == group.entry:
+                    group.listed_rank = None
                 continue
             request = heappop(group.waiting)[1]
             if request.place == "group":
@@ -70,9 +71,14 @@ class ReadyQueue:
 
     def reorder(self, group: Group) -> None:
         """Take notice that the group's rank may have changed."""
-        if group.waiting_count:
-            group.entry += 1
-            heappush(self._groups, (self._policy.rank(group), group.seq, group.entry, group))
+        if not group.waiting_count:
+            return
+        rank = self._policy.rank(group)
+        if rank == group.listed_rank:
+            return
+        group.entry += 1
+        group.listed_rank = rank
+        heappush(self._groups, (rank, group.seq, group.entry, group))
 
     def _taken(self, request: Request) -> Request:
         request.place = "nowhere"

@@ -1,7 +1,8 @@
 """What the core remembers: engines, groups, requests, chunks. Changed by `machine.py`, `buffer.py` and
 `queue.py` only.
 
-A live request is in exactly one place: waiting in the queue, or in flight as one chunk on one engine.
+A live request is in exactly one place: waiting in the queue, parked until an engine joins that can
+hold it, or in flight as one chunk on one engine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class Engine:
     """An engine and the KV that its chunks may grow to."""
 
     spec: EngineSpec
+    draft_tokens: int = 0
     chunks: dict[ChunkId, Chunk] = field(default_factory=dict)
     reserved_tokens: int = 0
 
@@ -25,8 +27,14 @@ class Engine:
         return self.spec.engine_id
 
     @property
+    def capacity_tokens(self) -> int:
+        """KV in whole pages: what is left of the last one cannot be used."""
+        page = self.spec.page_tokens
+        return self.spec.kv_capacity_tokens // page * page
+
+    @property
     def free_tokens(self) -> int:
-        return self.spec.kv_capacity_tokens - self.reserved_tokens
+        return self.capacity_tokens - self.reserved_tokens
 
     @property
     def has_room(self) -> bool:
@@ -35,15 +43,25 @@ class Engine:
             and self.free_tokens >= self.spec.page_tokens
         )
 
-    def pages_for(self, tokens: int) -> int:
-        """`tokens` rounded up to whole pages, in tokens."""
+    def reservation_for(self, tokens: int) -> int:
+        """KV to set aside for `tokens` and the draft on top, in whole pages.
+
+        A request that fills the engine has no room for a draft, and must still run: never more
+        than all.
+        """
         page = self.spec.page_tokens
-        return -(-tokens // page) * page
+        return min(-(-(tokens + self.draft_tokens) // page) * page, self.capacity_tokens)
+
+    def could_hold(self, tokens: int) -> bool:
+        """Whether it fits this engine when nothing else runs."""
+        return tokens <= self.capacity_tokens
 
     def fits(self, tokens: int) -> bool:
+        """Whether it fits now."""
         return (
             len(self.chunks) < self.spec.max_running_requests
-            and self.pages_for(tokens) <= self.free_tokens
+            and self.could_hold(tokens)
+            and self.reservation_for(tokens) <= self.free_tokens
         )
 
 
@@ -70,6 +88,8 @@ class Group:
     waiting_count: int = 0
     entry: int = 0
     """Number of its newest entry in the queue's heap; older ones are void."""
+    listed_rank: int | None = None
+    """Rank of that entry, None while there is none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +107,7 @@ class Request:
     cancelled: bool = False
     failures: int = 0
     """Chunks that failed since the last one that made progress."""
-    place: Literal["nowhere", "probes", "group", "in_flight"] = "nowhere"
+    place: Literal["nowhere", "probes", "group", "parked", "in_flight"] = "nowhere"
     chunk: Chunk | None = None
     last_engine: Engine | None = None
     ready_since_s: float = 0.0

@@ -7,7 +7,7 @@ import pytest
 
 from seer_sgl.router.core import RouterCore, policy_named
 from seer_sgl.router.core.events import EngineJoined
-from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import EngineSpec
 
 pytest.register_assert_rewrite("tests.unit.core.table")
@@ -19,11 +19,16 @@ class MakeCore(Protocol):
 
 @pytest.fixture
 def make_core() -> Iterator[MakeCore]:
-    """Build a core: policy, engines that have joined, `CoreSettings` by name (chunks of 50 tokens)."""
+    """Build a core: policy, engines that have joined, `CoreSettings` by name.
+
+    Unless told otherwise chunks are 50 tokens long and KV settles at once.
+    """
     cores: list[RouterCore] = []
 
     def make(policy: str, *engines: EngineSpec, **settings: Any) -> RouterCore:
-        core = RouterCore(policy_named(policy), CoreSettings(**{"chunk_tokens": 50, **settings}))
+        core = RouterCore(
+            policy_named(policy), CoreSettings(**{"chunk_tokens": 50, "settle_s": 0.0, **settings})
+        )
         cores.append(core)
         for spec in engines:
             assert core.handle(EngineJoined(spec), 0.0) == []

@@ -4,7 +4,7 @@ import pytest
 
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core.events import Event
-from seer_sgl.router.core.machine import Statistics
+from seer_sgl.router.core.settings import Statistics
 from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import (
     Step,

@@ -9,7 +9,7 @@ from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import dispatch, engine, finished, joined, play, submitted
 
 NEED = 100
-SETTINGS = PlacementSettings(max_spread_requests=4, settle_s=0.1)
+SETTINGS = PlacementSettings(max_spread_requests=4)
 
 
 def busy(name: str, load: int, reserved: int = 0, slots: int = 64) -> Engine:
@@ -25,9 +25,8 @@ def new_request() -> Request:
     return Request(RequestId("g.0"), group, seq=1, prompt_tokens=50, max_new_tokens=100, divisible=True)
 
 
-def place(request: Request, engines: list[Engine], now_s: float = 10.0) -> str | None:
-    """Where it goes, long after it became ready."""
-    chosen = balanced_prefix(request, NEED, engines, SETTINGS, now_s)
+def place(request: Request, engines: list[Engine]) -> str | None:
+    chosen = balanced_prefix(request, NEED, engines, SETTINGS)
     return None if chosen is None else chosen.engine_id
 
 
@@ -73,23 +72,6 @@ def test_the_longest_prefix_beats_a_siblings_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("now_s", "chosen"), [(5.0, "home"), (5.09, "home"), (5.11, "other"), (60.0, "other")]
-)
-def test_an_unsettled_request_stays_home_even_when_unbalanced(now_s: float, chosen: str) -> None:
-    home, other = busy("home", 40), busy("other", 0)
-    request = new_request()
-    request.last_engine, request.generated_tokens, request.ready_since_s = home, 30, 5.0
-    assert place(request, [home, other], now_s) == chosen
-
-
-def test_an_unsettled_request_leaves_a_home_without_room() -> None:
-    home, other = busy("home", 1, reserved=9_901), busy("other", 1)
-    request = new_request()
-    request.last_engine, request.generated_tokens, request.ready_since_s = home, 30, 5.0
-    assert place(request, [home, other], now_s=5.0) == "other"
-
-
-@pytest.mark.parametrize(
     "engines", [[], [busy("a", 64)], [busy("a", 0, reserved=9_901)]], ids=["none", "slots", "tokens"]
 )
 def test_no_engine_with_room_is_none(engines: list[Engine]) -> None:
@@ -108,31 +90,12 @@ def test_a_sample_goes_where_a_sibling_has_computed_the_prompt(make_core: MakeCo
     )
 
 
-@pytest.mark.parametrize(("settle_s", "on", "came_from"), [(0.1, "a", None), (0.0, "b", "a")])
-def test_a_chunk_that_follows_at_once_is_unsettled(
-    make_core: MakeCore, settle_s: float, on: str, came_from: str | None
-) -> None:
-    placement = PlacementSettings(settle_s=settle_s)
-    core = make_core("divided", engine("a", slots=4), placement=placement)
-    play(
-        core,
-        [
-            (submitted("g.0"), [dispatch(1, "g.0", 50)]),
-            (submitted("h.0"), [dispatch(2, "h.0", 50)]),
-            (submitted("k.0"), [dispatch(3, "k.0", 50)]),
-            (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [dispatch(4, "g.0", 50, on, came_from)]),
-        ],
-        now_s=10.0,
-    )
-
-
 def test_group_home_is_where_the_group_began_whatever_the_load() -> None:
     home, other, gone = busy("home", 9), busy("other", 0), busy("gone", 0)
     request = new_request()
 
     def home_of(engines: list[Engine]) -> Engine | None:
-        return group_home(request, NEED, engines, SETTINGS, 0.0)
+        return group_home(request, NEED, engines, SETTINGS)
 
     assert home_of([home, other]) is other, "a group without a home: the least loaded"
     request.group.home = home

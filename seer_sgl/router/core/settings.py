@@ -1,0 +1,35 @@
+"""What the core may be told, and what it tells of itself. Lengths in tokens, times in seconds."""
+
+import msgspec
+
+from seer_sgl.router.core.placement import PlacementSettings
+
+
+class CoreSettings(msgspec.Struct, frozen=True):
+    """Settings of a `RouterCore`."""
+
+    chunk_tokens: int = 8192
+    """Longest chunk (a summary of the paper's first version names 8K)."""
+    draft_tokens: int = 0
+    """KV that speculative decoding takes on top of a chunk's own."""
+    settle_s: float = 0.1
+    """SGLang writes KV to the pool in the background after a chunk ends. A request moves to another
+    engine no sooner than this after its chunk, or the end of its prefix would be computed again."""
+    max_failures: int = 5
+    """Chunks of one request that may fail in a row before it is given up."""
+    look_ahead: int = 8
+    """Waiting requests tried behind one that fits no engine."""
+    placement: PlacementSettings = PlacementSettings()
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Counts at one moment."""
+
+    waiting: int
+    in_flight: int
+    engines: int
+    chunks: int
+    """Dispatched since the start."""
+    moved_chunks: int
+    """Of these, those that went on from another engine."""
+    delivered: int
