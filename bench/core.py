@@ -21,7 +21,7 @@ from bench.report import Report, Row, finish
 from seer_sgl.router.core import POLICIES, Policy, RouterCore
 from seer_sgl.router.core.actions import Action, Deliver, Dispatch
 from seer_sgl.router.core.events import ChunkFinished, EngineJoined, Event, Submitted
-from seer_sgl.router.core.machine import CoreSettings
+from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
 
 BACKLOGS = (1_000, 10_000, 100_000)

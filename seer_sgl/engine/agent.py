@@ -39,6 +39,10 @@ from seer_sgl.types import ChunkId
 log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
+BROKEN_PAUSE_S = 2.0
+"""How long a chunk that the server broke is held back. A server that goes down breaks chunks within
+milliseconds: told at once, the router would send them here again and again, and give them up before it
+hears that the engine left."""
 MAX_QUICK_ENDS = 3
 """A server that ends this often without having served is given up."""
 CALLS = ("/tokenize", "/detokenize")
@@ -200,19 +204,19 @@ class Agent:
 
     async def _run_chunk(self, message: RunChunk) -> None:
         self._rids[message.chunk_id] = message.body["rid"]
+        status: int | None = None
         try:
             status, body = await self._server.client.post("/generate", message.body)
         except httpx.HTTPError as error:
-            reason = f"no answer from SGLang: {type(error).__name__} {error}"
-            self._send(ChunkBroke(self._engine_id, message.chunk_id, reason))
-            return
+            body = f"no answer from SGLang: {type(error).__name__} {error}"
         finally:
             del self._rids[message.chunk_id]
         if status == 200:
             self._send(ChunkAnswered(self._engine_id, message.chunk_id, body))
-        else:
-            reason = error_message(body)
-            self._send(ChunkBroke(self._engine_id, message.chunk_id, reason, status))
+            return
+        if status is None or status >= 500:
+            await asyncio.sleep(BROKEN_PAUSE_S)
+        self._send(ChunkBroke(self._engine_id, message.chunk_id, error_message(body), status))
 
     async def _stop_chunk(self, chunk_id: ChunkId) -> None:
         rid = self._rids.get(chunk_id)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -49,6 +49,8 @@ class _Front:
             return _error(error.status, str(error), error.field)
         except SeerError as error:
             return _error(503, str(error))
+        except ClientDisconnect:
+            answers = None
         if answers is None:
             return Response(status_code=499)
         if call.is_list:

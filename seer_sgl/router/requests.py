@@ -118,14 +118,13 @@ def _item(body: dict[str, Any], index: int, total: int) -> dict[str, Any]:
     item = dict(body)
     for key in _PER_ITEM & body.keys():
         value = body[key]
-        if key == "token_ids_logprob" and value and not isinstance(value[0], list):
-            continue  # one list of ids for all prompts
-        if isinstance(value, list):
+        if not isinstance(value, list):
+            if key == "rid" and isinstance(value, str):
+                item[key] = f"{value}_{index}"
+        elif key != "token_ids_logprob" or not value or isinstance(value[0], list):
             if len(value) != total:
                 raise RequestError(key, f"has {len(value)} entries for {total} prompts")
             item[key] = value[index]
-        elif key == "rid" and isinstance(value, str):
-            item[key] = f"{value}_{index}"
     return item
 
 

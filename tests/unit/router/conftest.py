@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -119,8 +120,10 @@ async def cluster(
     """A router with an engine per server; `settings` are `RouterConfig`'s."""
     ports = {"http_port": free_port(), "agent_port": free_port(), "heartbeat_s": 0.05}
     config = RouterConfig(**{**ports, **settings})
+    service = RouterService(config, policy)
+    service.core.settings = msgspec.structs.replace(service.core.settings, settle_s=0.0)
     async with (
-        RouterService(config, policy) as service,
+        service,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{config.http_port}", timeout=PATIENCE_S, trust_env=False
         ) as http,
@@ -137,12 +140,19 @@ async def cluster(
 
 @pytest.fixture(autouse=True)
 def _no_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn looks every 0.1 s whether it should end; dozens of routers here would sum that up."""
+    hurried = SimpleNamespace(**vars(asyncio))
+    hurried.sleep = lambda seconds: asyncio.sleep(min(seconds, 0.005))
+    monkeypatch.setattr("uvicorn.server.asyncio", hurried)
     monkeypatch.setattr("seer_sgl.engine.agent.RESTART_PAUSE_S", 0.02)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_crashes(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _nothing_crashes(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> Iterator[None]:
     """What a server logs as an error and survives would pass unseen otherwise."""
     yield
     crashes = [r.getMessage() for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
-    assert not crashes
+    uvicorn_says = capsys.readouterr().err  # its loggers do not propagate
+    assert (crashes, uvicorn_says) == ([], "")

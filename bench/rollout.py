@@ -1,0 +1,189 @@
+"""Rollouts of the small model on two real SGLang servers, one scheduling policy after the other.
+
+The servers run throughout; each policy has a router of its own and a cache namespace of its own, so that
+none finds what another has computed.
+
+    python -m bench.rollout --json out.json [--quick]
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+import seer_sgl.smallmodel
+from bench.report import Report, Row, finish
+from seer_sgl.config import RouterConfig
+from seer_sgl.engine.process import free_port
+from seer_sgl.head import HeadConfig, running_head
+from seer_sgl.rollout.client import Prompt, Rollout, SampleResult, run_rollout
+from seer_sgl.rollout.report import report_on
+from seer_sgl.router.core import POLICIES, policy_named
+from seer_sgl.smallmodel.problems import prompts, reward
+from seer_sgl.testing.cluster import attached_router
+
+PAGE_TOKENS = 16
+WEIGHTS = Path(seer_sgl.smallmodel.__file__).parent / "weights"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What is run."""
+
+    groups: int
+    group_size: int
+    rounds: int
+    chunk_tokens: int
+    kv_tokens: int
+    max_running: int
+    pad_layers: int
+
+
+def main() -> None:
+    args = _arguments()
+    settings = Settings(
+        groups=args.groups or (16 if args.quick else 32),
+        group_size=args.group_size,
+        rounds=args.rounds or (1 if args.quick else 3),
+        chunk_tokens=args.chunk_tokens,
+        kv_tokens=args.kv_tokens,
+        max_running=args.max_running,
+        pad_layers=args.pad_layers,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = asyncio.run(_measure(settings, Path(scratch)))
+    finish(Report("bench.rollout", rows, _figures(rows)), args.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Policies side by side on two SGLang servers.")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--quick", action="store_true", help="fewer groups, one round")
+    parser.add_argument("--groups", type=int, default=0)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--chunk-tokens", type=int, default=128)
+    parser.add_argument("--kv-tokens", type=int, default=8192, help="KV pool of each engine")
+    parser.add_argument("--max-running", type=int, default=16, help="request slots of each engine")
+    parser.add_argument("--pad-layers", type=int, default=0, help="layers that compute and add nothing")
+    return parser.parse_args()
+
+
+async def _measure(settings: Settings, scratch: Path) -> list[Row]:
+    node_args = ("--kv-tokens", str(settings.kv_tokens), "--max-running", str(settings.max_running))
+    router = RouterConfig(http_port=free_port(), agent_port=free_port(), model=_model(settings, scratch))
+    config = HeadConfig(router, engines=2, log_dir=scratch / "logs", node_args=node_args)
+    runs: dict[str, list[Row]] = {name: [] for name in POLICIES}
+    async with running_head(config, _say) as head:
+        urls = [member.card.url for member in head.service.roster.members.values()]
+        warm_up = msgspec.structs.replace(settings, groups=2)
+        await _run(urls, "divided", -1, warm_up)
+        names = list(POLICIES)
+        for number in range(settings.rounds):
+            # Each policy is first, middle and last once: a machine that warms or slows favours none.
+            for name in names[number % 3 :] + names[: number % 3]:
+                run = await _run(urls, name, number, settings)
+                runs[name].append(run)
+                _say(f"round {number + 1}, {name}: {run['tokens_per_s']:.0f} tokens/s")
+    return [_middle(runs[name]) for name in POLICIES]
+
+
+def _model(settings: Settings, scratch: Path) -> str:
+    if not settings.pad_layers:
+        return str(WEIGHTS)
+    twin = scratch / "twin"
+    command = [sys.executable, "-m", "seer_sgl.smallmodel.train", "--out", str(twin)]
+    command += ["--from", str(WEIGHTS), "--pad-layers", str(settings.pad_layers)]
+    subprocess.run(command, check=True, capture_output=True)
+    return str(twin)
+
+
+async def _run(urls: list[str], policy: str, number: int, settings: Settings) -> Row:
+    """One rollout under one policy, on servers with empty caches."""
+    async with httpx.AsyncClient(timeout=60.0) as client:
+        for url in urls:
+            (await client.post(f"{url}/flush_cache")).raise_for_status()
+    problems = prompts(settings.groups, seed=number + 1)
+    texts = {f"problem-{index}": text for index, text in enumerate(problems)}
+    async with attached_router(urls, policy_named(policy), settings.chunk_tokens) as (url, _):
+        rollout = Rollout(
+            url,
+            [Prompt(name, text) for name, text in texts.items()],
+            settings.group_size,
+            {"max_new_tokens": 4000, "temperature": 1.0},
+            {"cache_salt": f"{policy}-{number}"},
+        )
+        results = [result async for result in run_rollout(rollout)]
+    return _row(policy, results, texts, settings)
+
+
+def _row(policy: str, results: list[SampleResult], texts: dict[str, str], settings: Settings) -> Row:
+    rewards = [reward(texts[r.group_id], r.text) for r in results if r.status == 200]
+    report = report_on(results, PAGE_TOKENS, rewards)
+    answers = Counter((result.group_id, result.sample) for result in results if result.status == 200)
+    shown: dict[str, Any] = msgspec.to_builtins(report)
+    return {
+        "policy": policy,
+        **{name: shown[name] for name in ("tokens_per_s", "seconds", "tail_s", "tokens", "chunks")},
+        **{name: shown[name] for name in ("moved_chunks", "prefix_found_share", "pool_share")},
+        **{name: shown[name] for name in ("retractions", "reward")},
+        "lost": settings.groups * settings.group_size - len(answers),
+        "duplicated": sum(count - 1 for count in answers.values()),
+        "patched": sum(_does_not_add_up(result) for result in results if result.status == 200),
+    }
+
+
+def _does_not_add_up(result: SampleResult) -> bool:
+    """Whether the chunks do not make up the sample exactly, token for token counted."""
+    chunks: list[dict[str, int]] = result.meta_info["seer"]["chunks"]
+    return sum(chunk["new_tokens"] for chunk in chunks) != len(result.output_ids)
+
+
+def _middle(runs: list[Row]) -> Row:
+    """Medians of speeds and shares over the rounds, sums of what must not happen."""
+    first = runs[0]
+    merged: Row = {"policy": first["policy"], "rounds": len(runs)}
+    for name, value in first.items():
+        values: list[Any] = [run[name] for run in runs if run[name] is not None]
+        if name in ("retractions", "lost", "duplicated", "patched"):
+            merged[name] = sum(values)
+        elif not isinstance(value, str):
+            merged[name] = statistics.median(values) if values else None
+    return merged
+
+
+def _figures(rows: list[Row]) -> dict[str, float]:
+    by_name: dict[Any, dict[str, Any]] = {row["policy"]: dict(row) for row in rows}
+    base = by_name["fifo_group"]
+    best = max(by_name.values(), key=lambda row: row["tokens_per_s"])
+    reserving = [row for name, row in by_name.items() if POLICIES[name].reserves]
+    figures: dict[str, float] = {
+        "throughput_x": best["tokens_per_s"] / base["tokens_per_s"],
+        "tail_cut": 1 - min(row["tail_s"] for row in reserving) / base["tail_s"],
+        "retractions": sum(row["retractions"] for row in reserving),
+        "retractions_fifo_group": base["retractions"],
+        "lost": sum(row["lost"] for row in rows if isinstance(row["lost"], int)),
+        "duplicated": sum(row["duplicated"] for row in rows if isinstance(row["duplicated"], int)),
+    }
+    shares = [row["prefix_found_share"] for row in reserving if row["prefix_found_share"]]
+    if shares:
+        figures["prefix_found_share"] = min(shares)
+    for row in by_name.values():
+        figures[f"tokens_per_s_{row['policy']}"] = row["tokens_per_s"]
+        figures[f"tail_s_{row['policy']}"] = row["tail_s"]
+    return figures
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Real SGLang servers and a real Mooncake pool, started once and shared.
+
+At most two servers run at a time. The plain one, whose answers are the reference, is over before the
+cluster starts.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+import seer_sgl.smallmodel
+from seer_sgl.config import EngineConfig
+from seer_sgl.engine.process import free_port
+from seer_sgl.engine.server import LaunchedServer
+from seer_sgl.smallmodel.problems import prompts
+
+MODEL = str(Path(seer_sgl.smallmodel.__file__).parent / "weights")
+CHUNK_TOKENS = 64
+START_TIMEOUT_S = 240.0
+
+GREEDY: dict[str, Any] = {
+    "text": prompts(64, seed=3),
+    "sampling_params": {"max_new_tokens": 300, "temperature": 0, "ignore_eos": True},
+    "return_logprob": True,
+}
+"""64 prompts x 300 tokens whose answer has no randomness."""
+
+
+@pytest.fixture(scope="session")
+def plain_answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What one plain SGLang server, without chunks and without a pool, says to `GREEDY`."""
+    return asyncio.run(_ask_plain(tmp_path_factory.mktemp("plain")))
+
+
+async def _ask_plain(log_dir: Path) -> list[dict[str, Any]]:
+    server = LaunchedServer(EngineConfig(name="plain", model=MODEL, head=""), True, log_dir)
+    try:
+        await server.start()
+        status, answers = await server.client.post("/generate", GREEDY)
+    finally:
+        await server.stop()
+    assert status == 200, answers
+    answered: list[dict[str, Any]] = answers
+    return answered
+
+
+@dataclass
+class Cluster:
+    """A `seer-sgl serve` in a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    log: Path
+
+    def workers(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = httpx.get(f"{self.url}/workers").json()["workers"]
+        return listed
+
+    def server_urls(self) -> list[str]:
+        return [worker["url"] for worker in self.workers()]
+
+    def wait_for_engines(self, count: int, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return once so many engines are registered."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if len(self.workers()) == count:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"not {count} engines after {timeout_s} s:\n{self.log.read_text()}")
+
+    def family(self) -> list[psutil.Process]:
+        """Every process that it has started, and itself."""
+        me = psutil.Process(self.process.pid)
+        return [me, *me.children(recursive=True)]
+
+
+def start_cluster(directory: Path, *options: str, prefix: tuple[str, ...] = ()) -> Cluster:
+    """Start `seer-sgl serve` with these options; it is not ready yet."""
+    port = free_port()
+    argv = [*prefix, sys.executable, "-m", "seer_sgl_cli", "serve", "--port", str(port)]
+    argv += ["--agent-port", str(free_port()), "--log-dir", str(directory), *options]
+    log = directory / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)
+    return Cluster(process, f"http://127.0.0.1:{port}", log)
+
+
+def stop_cluster(cluster: Cluster, number: signal.Signals = signal.SIGINT) -> None:
+    """Send a signal as a terminal would; nothing may be left, neither process nor port."""
+    family = cluster.family()
+    ports = {
+        connection.laddr.port
+        for process in family
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    os.kill(cluster.process.pid, number)
+    assert cluster.process.wait(60) == 130, cluster.log.read_text()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"left behind: {alive}"
+    assert len(ports) >= 2
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still open"
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    plain_answers: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Two engines behind the `seer` policy with short chunks. Its end is a test, too."""
+    del plain_answers  # only so that the plain server is over
+    started = start_cluster(
+        tmp_path_factory.mktemp("cluster"), "--chunk-tokens", str(CHUNK_TOKENS), "--engines", "2"
+    )
+    try:
+        started.wait_for_engines(2)
+        yield started
+        stop_cluster(started)
+    finally:
+        started.process.kill()
+        started.process.wait()

@@ -1,0 +1,177 @@
+"""Good requests through a whole router: one answer each, and the one that a single engine would give."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from seer_sgl.router.core import Policy
+from seer_sgl.testing.engine import END_TOKEN, continuation
+from seer_sgl.testing.policies import ALWAYS_MOVE
+from tests.unit.router.conftest import Cluster, cluster, prompts, run, server
+
+PROMPTS = [*prompts(3, tokens_at_least=80), *prompts(5)]
+SAMPLING = {"max_new_tokens": 200}
+
+
+def pieces(ids: list[int]) -> str:
+    return "".join(f"<{token}>" for token in ids if token != END_TOKEN)
+
+
+def test_ids_in_ids_out() -> None:
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            answer = await it.generate([5, 6, 7], sampling_params={"max_new_tokens": 9}, rid="mine")
+        expected = continuation([5, 6, 7], 9)
+        assert answer["output_ids"] == expected
+        assert answer["text"] == pieces(expected)
+        meta = answer["meta_info"]
+        assert (meta["id"], meta["prompt_tokens"], meta["completion_tokens"]) == ("mine", 3, 9)
+        assert meta["finish_reason"] == {"type": "length", "length": 9}
+
+    run(scenario())
+
+
+def test_text_is_tokenized_by_an_engine() -> None:
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            answer = (await it.post({"text": "hello", "sampling_params": SAMPLING})).json()
+        assert answer["output_ids"] == continuation(list(b"hello"), 200)
+        assert answer["meta_info"]["prompt_tokens"] == 5
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop"
+
+    run(scenario())
+
+
+def test_text_without_a_token_is_refused() -> None:
+    async def scenario() -> None:
+        engine = server()
+
+        async def no_tokens(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+            return 200, {"tokens": [[] for _ in body["prompt"]]}
+
+        engine.client.post = no_tokens  # type: ignore[method-assign]
+        async with cluster(engine) as it:
+            answer = await it.post({"text": "?"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text")
+
+    run(scenario())
+
+
+async def all_of(it: Cluster) -> list[dict[str, Any]]:
+    """The answers to PROMPTS, less what may differ between two runs."""
+    body = {"input_ids": PROMPTS, "return_logprob": True, "sampling_params": SAMPLING, "rid": "r"}
+    answers: list[dict[str, Any]] = (await it.post(body)).json()
+    for answer in answers:
+        del answer["meta_info"]["e2e_latency"]
+    return answers
+
+
+@pytest.mark.parametrize("policy", [None, ALWAYS_MOVE], ids=["seer", "always_move"])
+def test_chunks_make_the_same_answers(policy: Policy | None) -> None:
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            whole = await all_of(it)
+        async with cluster(server("a"), server("b"), policy=policy, chunk_tokens=7) as it:
+            cut = await all_of(it)
+            assert it.service.core.statistics().in_flight == 0
+
+        chunks = [answer["meta_info"].pop("seer")["chunks"] for answer in cut]
+        assert [len(answer["meta_info"].pop("seer")["chunks"]) for answer in whole] == [1] * 8
+        assert cut == whole
+        for answer, prompt, parts in zip(cut, PROMPTS, chunks, strict=True):
+            expected = continuation(prompt, 200)
+            assert answer["output_ids"] == expected
+            assert [row[1] for row in answer["meta_info"]["output_token_logprobs"]] == expected
+            assert answer["meta_info"]["completion_tokens"] == len(expected)
+            assert len(parts) == -(-len(expected) // 7)
+            assert [part["new_tokens"] for part in parts[:-1]] == [7] * (len(parts) - 1)
+            if policy is ALWAYS_MOVE:
+                engines = [part["engine"] for part in parts]
+                assert [part["came_from"] for part in parts] == [None, *engines[:-1]]
+                assert all(here != there for here, there in zip(engines, engines[1:], strict=False))
+
+    run(scenario())
+
+
+def test_each_chunk_starts_from_all_tokens_so_far() -> None:
+    async def scenario() -> None:
+        engine, prompt = server(), PROMPTS[0]
+        async with cluster(engine, chunk_tokens=30) as it:
+            await it.generate(prompt, sampling_params={"max_new_tokens": 70, "top_p": 0.5})
+        output = continuation(prompt, 70)
+        assert [body["input_ids"] for body in engine.bodies] == [
+            prompt,
+            prompt + output[:30],
+            prompt + output[:60],
+        ]
+        assert [body["sampling_params"] for body in engine.bodies] == [
+            {"top_p": 0.5, "max_new_tokens": budget} for budget in (30, 30, 10)
+        ]
+
+    run(scenario())
+
+
+def test_what_only_the_engine_understands_reaches_it() -> None:
+    async def scenario() -> None:
+        engine = server()
+        future = {"a": [1, {"b": None}]}
+        async with cluster(engine, chunk_tokens=10) as it:
+            await it.generate(PROMPTS[0], rid="mine", group_id="g", priority=3, a_field_of_tomorrow=future)
+        (body,) = engine.bodies
+        assert body["rid"].startswith("mine")
+        assert (body["priority"], body["a_field_of_tomorrow"]) == (3, future)
+        assert body.keys().isdisjoint({"group_id", "text", "stream"})
+
+    run(scenario())
+
+
+def test_n_is_expanded_and_answers_come_in_order() -> None:
+    async def scenario() -> None:
+        engine = server()
+        async with cluster(engine, chunk_tokens=20) as it:
+            body = {"input_ids": PROMPTS[:2], "rid": ["x", "y"], "sampling_params": {"n": 3}}
+            answers = (await it.post(body)).json()
+            one = (await it.post({"input_ids": [5], "sampling_params": {"n": 1}})).json()
+        assert [answer["meta_info"]["id"] for answer in answers] == "x_0 x_1 x_2 y_0 y_1 y_2".split()
+        assert [answer["output_ids"] for answer in answers] == [
+            continuation(prompt, 128) for prompt in PROMPTS[:2] for _ in range(3)
+        ]
+        assert isinstance(one, dict)
+        assert all("n" not in body["sampling_params"] for body in engine.bodies)
+
+    run(scenario())
+
+
+def test_samples_of_one_prompt_are_one_group_unless_a_header_says_otherwise() -> None:
+    async def scenario() -> None:
+        groups: list[set[str]] = []
+
+        def look(_body: dict[str, Any]) -> None:
+            groups.append(set(it.service.core.buffer.groups))
+
+        async with cluster(server(refuse=look)) as it:
+            named = it.http.post("/generate", json={"input_ids": [5]}, headers={"x-seer-group": "other"})
+            await asyncio.gather(it.post({"input_ids": [[5], [5]]}), it.generate([5]), named)
+        assert len(groups[0]) == 2
+        assert "other" in groups[0]
+
+    run(scenario())
+
+
+def test_models_workers_and_metrics() -> None:
+    async def scenario() -> None:
+        async with cluster(server("a"), server("b")) as it:
+            await it.generate([5])
+            health = await it.http.get("/health")
+            models = (await it.http.get("/v1/models")).json()
+            workers = (await it.http.get("/workers")).json()
+            metrics = (await it.http.get("/metrics")).text
+        assert (health.status_code, health.json()) == (200, {"status": "ok", "engines": 2})
+        assert [(m["id"], m["max_model_len"]) for m in models["data"]] == [("fake-model", 2048)]
+        assert (workers["total"], [w["id"] for w in workers["workers"]]) == (2, ["a", "b"])
+        assert workers["workers"][0]["metadata"]["kv_capacity_tokens"] == 4096
+        for line in ("seer_engines 2.0", "seer_delivered_total 1.0", "seer_waiting 0.0"):
+            assert line in metrics.splitlines()
+
+    run(scenario())
