@@ -47,7 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     most of the machine's memory, so there the default is `CPU_KV_TOKENS`."""
     max_running_requests: int | None = None
     threads: int | None = None
-    """CPU threads of one engine; None on a GPU machine."""
+    """CPU threads of one engine, unless OMP_NUM_THREADS says otherwise; None on a GPU machine."""
     extra_args: tuple[str, ...] = ()
     start_timeout_s: float = 600.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from seer_sgl.config import RouterConfig
-from seer_sgl.engine.libraries import missing_for_mooncake
+from seer_sgl.engine.libraries import missing_for_pool
 from seer_sgl.engine.node import address_towards
 from seer_sgl.engine.process import Child, free_port
 from seer_sgl.engine.server import check_model, check_sglang_installed
@@ -119,7 +119,7 @@ def _check(config: HeadConfig) -> None:
     if config.engines:
         check_sglang_installed()
         check_model(config.router.model)
-    if config.pool and (missing := missing_for_mooncake()):
+    if config.pool and (missing := missing_for_pool()):
         raise StartError(missing)
 
 

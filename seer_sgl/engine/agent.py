@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -24,6 +25,7 @@ from seer_sgl.router.messages import (
     ChunkBroke,
     Heartbeat,
     Leave,
+    ProtocolError,
     Refused,
     Register,
     RouterMessage,
@@ -40,9 +42,9 @@ log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
 BROKEN_PAUSE_S = 2.0
-"""How long a chunk that the server broke is held back. A server that goes down breaks chunks within
-milliseconds: told at once, the router would send them here again and again, and give them up before it
-hears that the engine left."""
+"""How long the news of broken work is held back. A server that goes down breaks it within milliseconds:
+told at once, the router would send it here again and again, and give it up before it hears that the
+engine left."""
 MAX_QUICK_ENDS = 3
 """A server that ends this often without having served is given up."""
 CALLS = ("/tokenize", "/detokenize")
@@ -70,9 +72,8 @@ class Agent:
     def __init__(self, make_server: Callable[[], Server], head: str) -> None:
         self._make_server = make_server
         self._head = head
-        self._chunks: dict[ChunkId, asyncio.Task[None]] = {}
+        self._chunks: dict[ChunkId, tuple[str, asyncio.Task[None]]] = {}
         self._calls: set[asyncio.Task[None]] = set()
-        self._rids: dict[ChunkId, str] = {}
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heartbeat_s = 1.0
         self.ready = asyncio.Event()
@@ -130,7 +131,7 @@ class Agent:
                 await self._end_tasks([watch, *loops])
 
     async def _end_tasks(self, tasks: list[asyncio.Task[Any]]) -> None:
-        everything = [*tasks, *self._chunks.values(), *self._calls]
+        everything = [*tasks, *(task for _, task in self._chunks.values()), *self._calls]
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
@@ -165,24 +166,30 @@ class Agent:
 
     async def _receive(self) -> None:
         while True:
-            self._take(decode_from_router(await self._socket.recv()))
+            frame = await self._socket.recv()
+            try:
+                message = decode_from_router(frame)
+            except ProtocolError as error:
+                raise StartError(f"cannot talk to the router at {self._head}: {error}") from None
+            self._take(message)
 
     def _take(self, message: RouterMessage) -> None:
         match message:
             case RunChunk(chunk_id=chunk_id):
                 task = self._start(self._run_chunk(message))
-                self._chunks[chunk_id] = task
-                task.add_done_callback(lambda _: self._chunks.pop(chunk_id, None))
-            case StopChunk(chunk_id=chunk_id):
-                if chunk_id in self._chunks:
-                    self._start_call(self._stop_chunk(chunk_id))
+                self._chunks[chunk_id] = message.body["rid"], task
+                task.add_done_callback(partial(self._chunk_ended, chunk_id))
+            case StopChunk(chunk_id=chunk_id) if chunk_id in self._chunks:
+                self._start_call(self._abort(self._chunks[chunk_id][0]))
+            case StopChunk():
+                pass  # it has ended meanwhile
             case Call():
                 self._start_call(self._answer_call(message))
             case Welcome(heartbeat_s=heartbeat_s):
                 self._heartbeat_s = heartbeat_s
                 self.ready.set()
             case WhoAreYou():
-                self._forget_chunks()
+                self._forget_work()
                 self._register()
             case Refused(reason=reason) if not self._refusal.done():
                 self._refusal.set_result(reason)
@@ -197,20 +204,26 @@ class Agent:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    def _forget_chunks(self) -> None:
-        """A router that does not know this engine does not wait for its chunks either."""
-        for chunk_id in list(self._chunks):
-            self._start_call(self._stop_chunk(chunk_id))
+    def _chunk_ended(self, chunk_id: ChunkId, task: asyncio.Task[None]) -> None:
+        if chunk_id in self._chunks and self._chunks[chunk_id][1] is task:
+            del self._chunks[chunk_id]
+
+    def _forget_work(self) -> None:
+        """A router that does not know this engine does not wait for its work. If it was started
+        afresh it uses the same numbers again, so no answer to an old one may reach it."""
+        for call in self._calls:
+            call.cancel()
+        for rid, task in self._chunks.values():
+            task.cancel()
+            self._start_call(self._abort(rid))
+        self._chunks.clear()
 
     async def _run_chunk(self, message: RunChunk) -> None:
-        self._rids[message.chunk_id] = message.body["rid"]
         status: int | None = None
         try:
             status, body = await self._server.client.post("/generate", message.body)
         except httpx.HTTPError as error:
             body = f"no answer from SGLang: {type(error).__name__} {error}"
-        finally:
-            del self._rids[message.chunk_id]
         if status == 200:
             self._send(ChunkAnswered(self._engine_id, message.chunk_id, body))
             return
@@ -218,11 +231,9 @@ class Agent:
             await asyncio.sleep(BROKEN_PAUSE_S)
         self._send(ChunkBroke(self._engine_id, message.chunk_id, error_message(body), status))
 
-    async def _stop_chunk(self, chunk_id: ChunkId) -> None:
-        rid = self._rids.get(chunk_id)
-        if rid is not None:
-            with contextlib.suppress(httpx.HTTPError):
-                await self._server.client.post("/abort_request", {"rid": rid})
+    async def _abort(self, rid: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            await self._server.client.post("/abort_request", {"rid": rid})
 
     async def _answer_call(self, call: Call) -> None:
         status, body = 404, f"{call.path} is not a path that a router may ask for"
@@ -231,4 +242,5 @@ class Agent:
                 status, body = await self._server.client.post(call.path, call.body)
             except httpx.HTTPError as error:
                 status, body = 503, f"no answer from SGLang: {error}"
+                await asyncio.sleep(BROKEN_PAUSE_S)
         self._send(CallAnswered(self._engine_id, call.call_id, status, body))

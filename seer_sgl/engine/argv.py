@@ -1,6 +1,8 @@
 """SGLang's command line and environment for one engine. The one place that builds them."""
 
+import os
 import sys
+from pathlib import Path
 
 from seer_sgl.config import CPU_KV_TOKENS, CPU_MAX_RUNNING, EngineConfig
 from seer_sgl.kv.pool import hicache_args
@@ -41,9 +43,15 @@ def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
 
 def server_environment(config: EngineConfig) -> dict[str, str]:
     """What the server needs on top of this process's environment."""
-    environment = {"HF_HUB_OFFLINE": "1"} if config.model.startswith("/") else {}
-    if config.threads is not None:
+    # SGLang compiles small kernels on first use with the `ninja` that is installed beside it.
+    scripts = str(Path(sys.executable).parent)
+    environment = {"PATH": os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))}
+    if config.model.startswith("/"):
+        environment["HF_HUB_OFFLINE"] = "1"
+    if config.threads is not None and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(config.threads)
     if config.pool is not None:
+        # Its transfer engine looks for an address by asking the internet, unless it is told one.
+        environment["SGLANG_HOST_IP"] = config.local_host
         environment |= config.pool.environment(config.local_host, config.segment_bytes)
     return environment

@@ -44,10 +44,11 @@ def copy_layers_to_pages(
 ) -> None:
     """Write whole pages of every layer from the engine's pool into the host pool.
 
-    `src_ptrs` holds the K tensors of all layers, then the V tensors; `dst_ptrs` the host K and V.
+    `src_ptrs` holds the K tensors of all layers, then the V tensors; `dst_ptrs` the host K and V. Some
+    pools have K alone.
     `src_indices` and `dst_indices` are token slots, shape `[pages * page_size]`, page by page.
     """
-    layers = len(src_ptrs) // 2
+    layers = len(src_ptrs) // len(dst_ptrs)
     src_slots = src_indices.view(-1, page_size)
     dst_pages = dst_indices.view(-1, page_size)[:, 0] // page_size
     for half, host in enumerate(dst_ptrs):

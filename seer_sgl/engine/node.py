@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from seer_sgl.config import EngineConfig
 from seer_sgl.engine.agent import Agent, Server
-from seer_sgl.engine.libraries import missing_for_mooncake
+from seer_sgl.engine.libraries import missing_for_pool
 from seer_sgl.engine.server import (
     AttachedServer,
     LaunchedServer,
@@ -22,7 +22,7 @@ from seer_sgl.engine.server import (
     check_sglang_installed,
 )
 from seer_sgl.errors import StartError
-from seer_sgl.router.messages import AskHead, Head, decode_from_router, encode
+from seer_sgl.router.messages import AskHead, Head, ProtocolError, decode_from_router, encode
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ async def _ask_head(address: str, timeout_s: float) -> Head:
             dealer.connect(f"tcp://{address}")
             await dealer.send(encode(AskHead()))
             answer = decode_from_router(await asyncio.wait_for(dealer.recv(), timeout_s))
+        except ProtocolError as error:
+            raise StartError(f"cannot talk to the head at {address}: {error}") from None
         except zmq.ZMQError as error:
             raise StartError(f"{address!r} is no address: {error}; write HOST:PORT") from None
         except TimeoutError:
@@ -91,7 +93,7 @@ def _engine_configs(config: NodeConfig, head: Head) -> list[EngineConfig]:
     check_sglang_installed()
     model = config.model or head.model
     check_model(model)
-    if head.pool is not None and (missing := missing_for_mooncake()):
+    if head.pool is not None and (missing := missing_for_pool()):
         raise StartError(missing)
     threads = max(1, (os.cpu_count() or 1) // config.engines) if runs_on_cpu() else None
     return [

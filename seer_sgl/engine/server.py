@@ -15,6 +15,7 @@ from seer_sgl.version import __version__
 
 log = logging.getLogger(__name__)
 
+ATTACHED_POLL_S = 2.0
 _POLL_S = 0.5
 
 
@@ -123,7 +124,7 @@ class AttachedServer:
         """Return once it has failed to answer a few times in a row."""
         misses = 0
         while misses < 3:
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(ATTACHED_POLL_S)
             misses = 0 if await self._answers() else misses + 1
         return ChildFailedError(f"the SGLang server at {self.client.url} does not answer", "")
 

@@ -91,11 +91,11 @@ async def _one(
     if prompt.input_ids is not None:
         body["input_ids"] = prompt.input_ids
     response = await client.post(f"{rollout.url}/generate", json=body)
-    answer = msgspec.json.decode(response.content)
     finished_s = time.monotonic() - began_s
     if response.status_code != 200:
-        message = answer["error"]["message"]
+        message = _error_of(response)
         return SampleResult(prompt.group_id, sample, response.status_code, finished_s, error=message)
+    answer = msgspec.json.decode(response.content)
     return SampleResult(
         prompt.group_id,
         sample,
@@ -105,6 +105,14 @@ async def _one(
         answer["output_ids"],
         answer["meta_info"],
     )
+
+
+def _error_of(response: httpx.Response) -> str:
+    """The router's message; what stands between us and the router may answer anything."""
+    try:
+        return str(msgspec.json.decode(response.content)["error"]["message"])
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return response.text[:200] or f"HTTP status {response.status_code}"
 
 
 async def page_tokens_of(url: str) -> int:

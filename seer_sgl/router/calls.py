@@ -11,6 +11,7 @@ from seer_sgl.router.roster import Roster
 from seer_sgl.types import EngineId
 
 ATTEMPTS = 5
+_POLL_S = 0.1
 
 
 class CallError(SeerError):
@@ -28,16 +29,15 @@ class EngineCalls:
         self._turn = count()
 
     async def call(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer of one engine to a POST.
+        """The JSON answer of one engine to a POST. Waits where no engine is registered.
 
         Raises:
             CallError: an engine answered with an error, or none stayed long enough to answer.
         """
-        reason = "no engine is registered"
-        for attempt in range(ATTEMPTS):
-            if not len(self._roster):
-                await asyncio.sleep(0.2 * 2**attempt)
-                continue
+        reason = ""
+        for _ in range(ATTEMPTS):
+            while not len(self._roster):  # noqa: ASYNC110 - rare, and soon over
+                await asyncio.sleep(_POLL_S)
             members = list(self._roster.members.values())
             member = members[next(self._turn) % len(members)]
             call_id, future = next(self._ids), asyncio.get_running_loop().create_future()
@@ -56,7 +56,7 @@ class EngineCalls:
 
     def answered(self, message: CallAnswered) -> None:
         waiting = self._waiting.get(message.call_id)
-        if waiting is not None and not waiting[1].done():
+        if waiting is not None and waiting[0] == message.engine_id and not waiting[1].done():
             waiting[1].set_result(message)
 
     def engine_left(self, engine_id: EngineId) -> None:

@@ -56,6 +56,8 @@ class Dispatcher:
     def __init__(self, core: RouterCore, link: AgentLink, roster: Roster, calls: EngineCalls) -> None:
         self.core = core
         self.roster = roster
+        self.stopping = asyncio.Event()
+        """Set when the router ends: nothing will be answered any more."""
         self._link = link
         self._calls = calls
         self._live: dict[RequestId, Live] = {}
@@ -75,7 +77,8 @@ class Dispatcher:
         """
         await self._engine_here.wait()
         await self._tokenize(samples)
-        engines = self.roster.specs()
+        while not (engines := self.roster.specs()):
+            await self._engine_here.wait()  # the last one left meanwhile
         budgets = [check_against_engines(sample, engines) for sample in samples]
         for sample in samples:
             if sample.rid in self._live:
@@ -159,7 +162,7 @@ class Dispatcher:
         self._handle([EngineLeft(engine_id, reason)])
 
     def chunk_answered(self, message: ChunkAnswered) -> None:
-        dispatch = self._running.pop(message.chunk_id, None)
+        dispatch = self._take_running(message)
         if dispatch is None:
             return
         finish = message.answer["meta_info"]["finish_reason"] or {}
@@ -180,13 +183,20 @@ class Dispatcher:
         self._handle([ChunkFinished(message.chunk_id, new_tokens, ended)])
 
     def chunk_broke(self, message: ChunkBroke) -> None:
-        dispatch = self._running.pop(message.chunk_id, None)
+        dispatch = self._take_running(message)
         if dispatch is None:
             return
         self._live[dispatch.request_id].last_status = message.status
         refused = message.status is not None and 400 <= message.status < 500
         log.warning("chunk %d on %s: %s", message.chunk_id, message.engine_id, message.reason)
         self._handle([ChunkFailed(message.chunk_id, message.reason, retryable=not refused)])
+
+    def _take_running(self, message: ChunkAnswered | ChunkBroke) -> Dispatch | None:
+        """What a message is about; None for a late one, or one about an earlier router's chunk."""
+        dispatch = self._running.get(message.chunk_id)
+        if dispatch is None or dispatch.engine_id != message.engine_id:
+            return None
+        return self._running.pop(message.chunk_id)
 
     def _is_cancelled(self, request_id: RequestId) -> bool:
         request = self.core.buffer.requests.get(request_id)

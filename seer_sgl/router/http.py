@@ -44,7 +44,8 @@ class _Front:
         try:
             body = _decoded(await self._body_of(request))
             call = parse_generate(body, uuid.uuid4().hex, request.headers.get("x-seer-group"))
-            answers = await _unless_disconnected(request, self._dispatcher.generate(call.samples))
+            work = self._dispatcher.generate(call.samples)
+            answers = await _unless_over(request, work, self._dispatcher.stopping)
         except RequestError as error:
             return _error(error.status, str(error), error.field)
         except SeerError as error:
@@ -125,19 +126,24 @@ class _Front:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _unless_disconnected(request: Request, work: Any) -> Any:
-    """The result of `work`, or None once the client hangs up; then the work is cancelled."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+async def _unless_over(request: Request, work: Any, stopping: asyncio.Event) -> Any:
+    """The result of `work`, or None once the client hangs up; then the work is cancelled.
+
+    Raises:
+        SeerError: the router stops; the work is cancelled, too.
+    """
+    task, gone, stop = map(asyncio.ensure_future, (work, _disconnected(request), stopping.wait()))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, gone, stop), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        if stop.done():
+            raise SeerError("the router is stopping")
         return None
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        for waiting in (task, gone, stop):
+            waiting.cancel()
+        await asyncio.gather(task, gone, stop, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

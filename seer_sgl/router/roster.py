@@ -61,7 +61,8 @@ class Roster:
                 continue
             if ours.spec.page_tokens != theirs.spec.page_tokens:
                 return f"page size {theirs.spec.page_tokens} differs from {ours.spec.page_tokens}"
-            if ours.spec.vocab_size != theirs.spec.vocab_size:
+            sizes = {ours.spec.vocab_size, theirs.spec.vocab_size} - {None}
+            if len(sizes) > 1:
                 return f"vocabulary {theirs.spec.vocab_size} differs from {ours.spec.vocab_size}"
             if ours.weight_version != theirs.weight_version:
                 return f"weights {theirs.weight_version!r} differ from {ours.weight_version!r}"

@@ -51,7 +51,9 @@ def two_nodes() -> Iterator[tuple[str, str]]:
 
 
 def command(namespace: str, *args: str) -> list[str]:
-    return [*inside(namespace), sys.executable, "-m", "seer_sgl_cli", *args]
+    # Each node thinks that all cores are its own; as threads wait by spinning, two of them would crawl.
+    one_thread = ("env", "OMP_NUM_THREADS=1")
+    return [*inside(namespace), *one_thread, sys.executable, "-m", "seer_sgl_cli", *args]
 
 
 def test_a_node_joins_and_chunks_move_between_the_nodes(

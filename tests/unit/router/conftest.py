@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +80,7 @@ class Cluster:
         self.config = config
         self.http = http
         self.head = f"127.0.0.1:{config.agent_port}"
+        self.stop_router: Callable[[], Awaitable[None]]
         self._agents: list[asyncio.Task[None]] = []
 
     async def join(self, *lives: FakeServer) -> "asyncio.Task[None]":
@@ -113,6 +114,11 @@ class Cluster:
         await asyncio.gather(*self._agents, return_exceptions=True)
 
 
+def quick_client(**settings: Any) -> httpx.AsyncClient:
+    """A client that reads no certificates: that takes longer than most tests here."""
+    return httpx.AsyncClient(verify=False, timeout=PATIENCE_S, trust_env=False, **settings)
+
+
 @contextlib.asynccontextmanager
 async def cluster(
     *servers: FakeServer, policy: Policy | None = None, **settings: Any
@@ -123,19 +129,17 @@ async def cluster(
     service = RouterService(config, policy)
     service.core.settings = msgspec.structs.replace(service.core.settings, settle_s=0.0)
     async with (
-        service,
-        httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{config.http_port}", timeout=PATIENCE_S, trust_env=False
-        ) as http,
+        contextlib.AsyncExitStack() as stack,
+        quick_client(base_url=f"http://127.0.0.1:{config.http_port}") as http,
     ):
+        await stack.enter_async_context(service)
         it = Cluster(service, config, http)
-        try:
-            for each in servers:
-                await it.join(each)
-            yield it
-            service.core.check()
-        finally:
-            await it.stop_agents()
+        it.stop_router = stack.aclose
+        stack.push_async_callback(it.stop_agents)
+        for each in servers:
+            await it.join(each)
+        yield it
+        service.core.check()
 
 
 @pytest.fixture(autouse=True)

@@ -148,9 +148,7 @@ def sample(prompt_tokens: int, max_new_tokens: int | None, token: int = 3) -> Sa
         (2045, 1, 1),
     ],
 )
-def test_budget_within_the_engines(
-    prompt_tokens: int, max_new_tokens: int | None, budget: int
-) -> None:
+def test_budget_within_the_engines(prompt_tokens: int, max_new_tokens: int | None, budget: int) -> None:
     assert check_against_engines(sample(prompt_tokens, max_new_tokens), [FAKE_SPEC]) == budget
 
 

@@ -1,6 +1,8 @@
 """Good requests through a whole router: one answer each, and the one that a single engine would give."""
 
 import asyncio
+import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,7 +91,7 @@ def test_chunks_make_the_same_answers(policy: Policy | None) -> None:
             if policy is ALWAYS_MOVE:
                 engines = [part["engine"] for part in parts]
                 assert [part["came_from"] for part in parts] == [None, *engines[:-1]]
-                assert all(here != there for here, there in zip(engines, engines[1:], strict=False))
+                assert all(here != there for here, there in pairwise(engines))
 
     run(scenario())
 
@@ -117,7 +119,9 @@ def test_what_only_the_engine_understands_reaches_it() -> None:
         engine = server()
         future = {"a": [1, {"b": None}]}
         async with cluster(engine, chunk_tokens=10) as it:
-            await it.generate(PROMPTS[0], rid="mine", group_id="g", priority=3, a_field_of_tomorrow=future)
+            await it.generate(
+                PROMPTS[0], rid="mine", group_id="g", priority=3, a_field_of_tomorrow=future
+            )
         (body,) = engine.bodies
         assert body["rid"].startswith("mine")
         assert (body["priority"], body["a_field_of_tomorrow"]) == (3, future)
@@ -155,6 +159,19 @@ def test_samples_of_one_prompt_are_one_group_unless_a_header_says_otherwise() ->
             await asyncio.gather(it.post({"input_ids": [[5], [5]]}), it.generate([5]), named)
         assert len(groups[0]) == 2
         assert "other" in groups[0]
+
+    run(scenario())
+
+
+def test_answers_on_one_connection_do_not_wait_for_nagle() -> None:
+    async def scenario() -> None:
+        took_s = []
+        async with cluster(server()) as it:
+            for _ in range(8):
+                began_s = time.perf_counter()
+                await it.http.get("/v1/models")
+                took_s.append(time.perf_counter() - began_s)
+        assert min(took_s[1:]) < 0.03
 
     run(scenario())
 

@@ -27,8 +27,16 @@ BAD: list[tuple[Any, str, str]] = [
     ({"input_ids": [2**70]}, "input_ids", "from 0, got"),
     ({"input_ids": [5] * 2047}, "input_ids", "at most 2045"),
     ({"text": "a" * 5000}, "text", "5000 tokens"),
-    ({"input_ids": [5], "sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens", "1"),
-    ({"input_ids": [5], "sampling_params": {"max_new_tokens": -1}}, "sampling_params.max_new_tokens", "1"),
+    (
+        {"input_ids": [5], "sampling_params": {"max_new_tokens": 0}},
+        "sampling_params.max_new_tokens",
+        "1",
+    ),
+    (
+        {"input_ids": [5], "sampling_params": {"max_new_tokens": -1}},
+        "sampling_params.max_new_tokens",
+        "1",
+    ),
     (
         {"input_ids": [5], "sampling_params": {"max_new_tokens": 2048}},
         "sampling_params.max_new_tokens",
@@ -52,18 +60,17 @@ async def post(it: Cluster, body: Any) -> Any:
 def test_bad_input_is_told_at_once_and_disturbs_nobody() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)
-        async with cluster(server(token_s=0.004)) as it:
-            async with together(it.generate(prompt)) as good:
-                await until(lambda: it.service.core.statistics().in_flight)
-                for body, field, says in BAD:
-                    answer = await asyncio.wait_for(post(it, body), 1.0)
-                    error = answer.json()["error"]
-                    assert answer.status_code == 400, (body, answer.text)
-                    assert error["code"] == 400
-                    assert error["param"] == (field or None), error
-                    assert error["message"].startswith(field), error
-                    assert says in error["message"], error
-                assert (await good)["output_ids"] == continuation(prompt, 128)
+        async with cluster(server(token_s=0.002)) as it, together(it.generate(prompt)) as good:
+            await until(lambda: it.service.core.statistics().in_flight)
+            for body, field, says in BAD:
+                answer = await asyncio.wait_for(post(it, body), 1.0)
+                error = answer.json()["error"]
+                assert answer.status_code == 400, (body, answer.text)
+                assert error["code"] == 400
+                assert error["param"] == (field or None), error
+                assert error["message"].startswith(field), error
+                assert says in error["message"], error
+            assert (await good)["output_ids"] == continuation(prompt, 128)
 
     run(scenario())
 
@@ -105,7 +112,7 @@ def test_an_id_that_is_on_its_way_is_taken() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)
         async with (
-            cluster(server(token_s=0.002)) as it,
+            cluster(server(token_s=0.001)) as it,
             together(it.generate(prompt, rid="mine")) as first,
         ):
             await until(lambda: it.service.core.statistics().in_flight)

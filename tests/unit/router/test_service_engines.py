@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from seer_sgl.errors import StartError
-from seer_sgl.testing.engine import FakeServer, continuation
+from seer_sgl.testing.engine import END_TOKEN, FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
 PROMPTS = prompts(12, tokens_at_least=40)
@@ -219,5 +220,26 @@ def test_an_engine_that_says_more_than_it_was_asked_for_is_not_believed() -> Non
             answer = await it.post({"input_ids": [5], "sampling_params": {"max_new_tokens": 50}})
         assert answer.status_code == 503
         assert "tokens for 50" in answer.json()["error"]["message"]
+
+    run(scenario())
+
+
+def test_a_lone_engine_that_dies_before_the_text_is_made() -> None:
+    async def scenario() -> None:
+        dying = server("a")
+        generate = dying.client.post
+
+        async def refuse_last_step(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+            if path == "/generate":
+                return await generate(path, body)
+            asyncio.get_running_loop().call_later(0.05, dying.kill)
+            raise httpx.ConnectError("refused")
+
+        dying.client.post = refuse_last_step  # type: ignore[method-assign]
+        async with cluster(chunk_tokens=20) as it:
+            await it.join(dying, server("a"))
+            answer = await it.generate(PROMPTS[0])
+        expected = continuation(PROMPTS[0], 128)
+        assert answer["text"] == "".join(f"<{token}>" for token in expected if token != END_TOKEN)
 
     run(scenario())

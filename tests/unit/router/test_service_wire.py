@@ -20,7 +20,7 @@ from seer_sgl.router.link import AgentLink
 from seer_sgl.router.service import RouterService
 from seer_sgl.testing.engine import FAKE_SPEC, continuation
 from seer_sgl.types import ChunkId, EngineId
-from tests.unit.router.conftest import LONG, cluster, prompts, run, server, together, until
+from tests.unit.router.conftest import LONG, cluster, prompts, quick_client, run, server, together, until
 
 
 @contextlib.asynccontextmanager
@@ -38,12 +38,20 @@ async def heard(peer: zmq.asyncio.Socket) -> m.RouterMessage:
 
 def test_agents_come_back_to_a_new_router_on_the_same_ports() -> None:
     async def scenario() -> None:
-        async with cluster(server(), heartbeat_s=0.02) as it:
-            await it.generate([5])
-            await it.service.__aexit__()
-            async with RouterService(it.config) as second:
+        config = RouterConfig(http_port=free_port(), agent_port=free_port(), heartbeat_s=0.02)
+        agent = Agent(server, f"127.0.0.1:{config.agent_port}")
+        agent._heartbeat_s = 0.02  # what it begins with, before a router has told it
+        async with contextlib.AsyncExitStack() as stack:
+            async with RouterService(config) as first:
+                working = await stack.enter_async_context(together(agent.run()))
+                await until(lambda: len(first.roster))
+            async with RouterService(config) as second, quick_client() as http:
                 await until(lambda: len(second.roster))
-                assert (await it.generate([5, 6]))["output_ids"] == continuation([5, 6], 128)
+                url = f"http://127.0.0.1:{config.http_port}/generate"
+                answer = await http.post(url, json={"input_ids": [5, 6]})
+                assert answer.json()["output_ids"] == continuation([5, 6], 128)
+                assert not working.done()
+                await stack.aclose()
 
     run(scenario())
 
@@ -51,7 +59,7 @@ def test_agents_come_back_to_a_new_router_on_the_same_ports() -> None:
 @contextlib.asynccontextmanager
 async def agent_of_a_made_up_router(
     token_s: float,
-) -> AsyncIterator[tuple[Callable[[m.RouterMessage], None], "asyncio.Queue[m.AgentMessage]"]]:
+) -> AsyncIterator[tuple[Callable[[m.Message], None], "asyncio.Queue[m.AgentMessage]"]]:
     """A real agent, a way to say something to it, and what it says less heartbeats."""
     port, heard_all = free_port(), asyncio.Queue[m.AgentMessage]()
     peers: list[bytes] = []
@@ -67,7 +75,11 @@ async def agent_of_a_made_up_router(
             agent = Agent(lambda: server(token_s=token_s), f"127.0.0.1:{port}")
             async with together(agent.run()):
                 assert isinstance(await heard_all.get(), m.Register)
-                yield lambda message: link.send(peers[-1], message), heard_all
+
+                def say(message: m.Message) -> None:
+                    link.send(peers[-1], message)
+
+                yield say, heard_all
     finally:
         link.close()
 
@@ -82,6 +94,7 @@ def test_no_answer_to_an_old_router_reaches_a_new_one_that_uses_the_same_numbers
         (long,) = prompts(1, LONG)
         async with agent_of_a_made_up_router(token_s=0.005) as (say, heard_all):
             say(chunk(1, long, LONG))
+            say(m.Call(1, "/tokenize", {"prompt": ["old"]}))
             say(m.WhoAreYou())
             assert isinstance(await heard_all.get(), m.Register)
             say(chunk(1, [5, 6], 3))
@@ -106,7 +119,7 @@ def test_an_agent_stops_a_chunk_and_calls_only_what_it_may() -> None:
             assert answer.answer["meta_info"]["finish_reason"]["type"] == "abort"
 
             say(m.Call(1, "/tokenize", {"prompt": ["ab"]}))
-            assert await heard_all.get() == m.CallAnswered(EngineId("fake-0"), 1, 200, {"tokens": [[97, 98]]})
+            assert await heard_all.get() == m.CallAnswered(EngineId("a"), 1, 200, {"tokens": [[97, 98]]})
             say(m.Call(2, "/flush_cache", {}))
             refusal = await heard_all.get()
             assert isinstance(refusal, m.CallAnswered)
@@ -117,15 +130,18 @@ def test_an_agent_stops_a_chunk_and_calls_only_what_it_may() -> None:
 
 def test_an_answer_from_an_engine_that_was_not_asked_changes_nothing() -> None:
     async def scenario() -> None:
-        async with cluster(server("a", token_s=0.003)) as it, raw_peer(it.head) as peer:
-            async with together(it.generate([5, 6])) as answer:
-                await until(lambda: it.service.core.statistics().in_flight)
-                (running,) = it.service.core.chunks
-                meta = {"finish_reason": {"type": "stop"}}
-                wrong = {"text": "", "output_ids": [9], "meta_info": meta}
-                await peer.send(m.encode(m.ChunkAnswered(EngineId("x"), running, wrong)))
-                await peer.send(m.encode(m.ChunkBroke(EngineId("x"), running, "no", 400)))
-                assert (await answer)["output_ids"] == continuation([5, 6], 128)
+        async with (
+            cluster(server("a", token_s=0.003)) as it,
+            raw_peer(it.head) as peer,
+            together(it.generate([5, 6])) as answer,
+        ):
+            await until(lambda: it.service.core.statistics().in_flight)
+            (running,) = it.service.core.chunks
+            meta = {"finish_reason": {"type": "stop"}}
+            wrong = {"text": "", "output_ids": [9], "meta_info": meta}
+            await peer.send(m.encode(m.ChunkAnswered(EngineId("x"), running, wrong)))
+            await peer.send(m.encode(m.ChunkBroke(EngineId("x"), running, "no", 400)))
+            assert (await answer)["output_ids"] == continuation([5, 6], 128)
 
     run(scenario())
 
@@ -145,6 +161,30 @@ def test_a_stranger_is_asked_who_it_is_and_a_leaver_is_gone_at_once() -> None:
     run(scenario())
 
 
+def test_an_engine_that_leaves_right_after_it_tokenized_a_prompt() -> None:
+    async def scenario() -> None:
+        x = EngineId("x")
+        async with (
+            cluster() as it,
+            raw_peer(it.head) as peer,
+            together(it.post({"text": "ab"})) as answer,
+        ):
+            spec = msgspec.structs.replace(FAKE_SPEC, engine_id=x)
+            await peer.send(m.encode(m.Register(spec, "http://x", "model", "0", "default")))
+            assert await heard(peer) == m.Welcome(0.05)
+            call = await heard(peer)
+            assert isinstance(call, m.Call)
+            other = m.CallAnswered(EngineId("y"), call.call_id, 200, {"tokens": [[9]]})
+            await peer.send(m.encode(other))
+            await peer.send(m.encode(m.CallAnswered(x, call.call_id, 200, {"tokens": [[97, 98]]})))
+            await peer.send(m.encode(m.Leave(x, "bye")))
+            await until(lambda: not len(it.service.roster))
+            await it.join(server())
+            assert (await answer).json()["output_ids"] == continuation([97, 98], 128)
+
+    run(scenario())
+
+
 def test_the_head_tells_a_node_what_to_serve() -> None:
     async def scenario() -> None:
         settings: dict[str, Any] = {"model": "/models/x", "engine_args": ("--dtype", "auto")}
@@ -157,7 +197,10 @@ def test_the_head_tells_a_node_what_to_serve() -> None:
 
 @pytest.mark.parametrize(
     ("frame", "says"),
-    [({"type": "AskHead", "protocol": 99}, "peer speaks protocol 99, this side 1"), ("junk", "not a message")],
+    [
+        ({"type": "AskHead", "protocol": 99}, "peer speaks protocol 99, this side 1"),
+        ("junk", "not a message"),
+    ],
 )
 def test_a_peer_of_another_protocol_is_refused(frame: Any, says: str) -> None:
     async def scenario() -> None:
@@ -186,9 +229,7 @@ def test_an_agent_says_so_when_its_router_is_of_another_protocol() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("taken", "option"), [("http_port", "--port"), ("agent_port", "--agent-port")]
-)
+@pytest.mark.parametrize(("taken", "option"), [("http_port", "--port"), ("agent_port", "--agent-port")])
 def test_a_second_router_on_a_port_is_refused_and_the_first_goes_on(taken: str, option: str) -> None:
     async def scenario() -> None:
         async with cluster(server()) as it:
@@ -203,6 +244,24 @@ def test_a_second_router_on_a_port_is_refused_and_the_first_goes_on(taken: str, 
             for other in {"http_port", "agent_port"} - {taken}:
                 with socket.create_server(("127.0.0.1", ports[other])):
                     pass
+
+    run(scenario())
+
+
+def test_a_router_that_stops_tells_its_clients_at_once() -> None:
+    async def scenario() -> None:
+        async with cluster() as it, raw_peer(it.head) as peer:
+            spec = msgspec.structs.replace(FAKE_SPEC, max_running_requests=1)
+            await peer.send(m.encode(m.Register(spec, "http://x", "model", "0", "default")))
+            calls = [asyncio.create_task(it.post({"input_ids": ids})) for ids in ([5], [6])]
+            statistics = it.service.core.statistics
+            await until(lambda: statistics().in_flight and statistics().waiting)
+            async with asyncio.timeout(1.0):
+                await it.stop_router()
+            for call in calls:
+                answer = await call
+                assert answer.status_code == 503
+                assert "stopping" in answer.json()["error"]["message"]
 
     run(scenario())
 
