@@ -23,13 +23,16 @@ def rollout(
     from .run import run_until_signal
     from .work import RolloutJob, read_prompts, run_job
 
-    job = RolloutJob(
-        url=url.rstrip("/"),
-        prompts=read_prompts(prompts),
-        output=output,
-        report=json,
-        group_size=group_size,
-        sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
-        extra={"return_logprob": True} if logprobs else {},
-    )
-    run_until_signal(run_job(job))
+    async def work() -> int:
+        job = RolloutJob(
+            url=url.rstrip("/"),
+            prompts=read_prompts(prompts),
+            output=output,
+            report=json,
+            group_size=group_size,
+            sampling={"max_new_tokens": max_new_tokens, "temperature": temperature},
+            extra={"return_logprob": True} if logprobs else {},
+        )
+        return await run_job(job)
+
+    run_until_signal(work())

@@ -17,7 +17,7 @@ console = Console(stderr=True, highlight=False)
 
 def say(line: str) -> None:
     """A line for the user, apart from what the command prints as its result."""
-    console.print(line, markup=False)
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def run_until_signal(work: Coroutine[Any, Any, int]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from seer_sgl.errors import StartError
 from seer_sgl.rollout.client import Prompt, Rollout, SampleResult, page_tokens_of, run_rollout
 from seer_sgl.rollout.report import Report, report_on
 
@@ -31,12 +32,16 @@ class RolloutJob(msgspec.Struct, frozen=True):
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a JSONL file. Exits with 2 at a line that is none."""
+    """Prompts of a JSONL file.
+
+    Raises:
+        StartError: it cannot be read, or a line is none.
+    """
     prompts = []
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror}") from None
+        raise StartError(f"{path}: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -44,10 +49,10 @@ def read_prompts(path: Path) -> list[Prompt]:
             fields = msgspec.json.decode(line, type=dict[str, Any])
             prompt = msgspec.convert({"group_id": f"line-{number}", **fields}, Prompt)
         except msgspec.MsgspecError as error:
-            raise typer.BadParameter(f"{path}, line {number}: {error}") from None
+            raise StartError(f"{path}, line {number}: {error}") from None
         prompts.append(prompt)
     if not prompts:
-        raise typer.BadParameter(f"{path} holds no prompt")
+        raise StartError(f"{path} holds no prompt")
     return prompts
 
 

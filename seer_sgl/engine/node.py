@@ -54,6 +54,8 @@ async def run_node(config: NodeConfig) -> None:
         StartError: no head answers, or something that the engines need is missing.
         ChildFailedError: a server does not come up.
     """
+    if not config.engines and not config.attach:
+        raise StartError("this node brings no engine: give --engines at least 1, or --attach URL")
     head = await _ask_head(config.head, config.ask_timeout_s)
     makers: list[Callable[[], Server]] = [
         partial(AttachedServer, f"{config.name}-{index}", url) for index, url in enumerate(config.attach)

@@ -81,8 +81,7 @@ def sample_in_process(directory: Path, texts: list[str]) -> list[Output]:
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     samples = sampler.sample(checkpoint.load(directory), ids, MAX_NEW_TOKENS)
     return [
-        Output(tokenizer.decode(item.ids), len(item.ids) + item.ended, item.ended)
-        for item in samples
+        Output(tokenizer.decode(item.ids), len(item.ids) + item.ended, item.ended) for item in samples
     ]
 
 

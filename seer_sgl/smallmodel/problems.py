@@ -31,8 +31,7 @@ _PROMPTS = (
     "Start at {v}. Each round: times {a}, plus {b}, keep the last digit. Do {n} rounds.\n",
     "Begin with {v}. In each round take it times {a}, plus {b}, last digit only. "
     "Give the digit after {n} rounds.\n",
-    "The digit is {v}. One round is times {a}, plus {b}, last digit. What is it "
-    "after {n} rounds?\n",
+    "The digit is {v}. One round is times {a}, plus {b}, last digit. What is it after {n} rounds?\n",
 )
 _OPENINGS = ("", "We go round by round.\n", "Let us work it out.\n", "Here we go.\n")
 _HEADS = ("Left {n}: ", "Now {n} left: ", "Still {n} to go: ", "Rounds left {n}: ")

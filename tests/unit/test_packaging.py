@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from seer_sgl.config import TRIED_SGLANG
+from seer_sgl.engine import libraries
 from seer_sgl.engine.libraries import MOONCAKE_LIBRARIES
 from seer_sgl_cli import doctor
 from seer_sgl_cli.main import app
@@ -208,8 +209,8 @@ def test_compose_joins_a_node_to_a_head() -> None:
 
 @pytest.fixture
 def missing_libnuma(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_missing_libraries", lambda: ["libnuma1"])
-    monkeypatch.setattr(doctor, "_missing_build_tools", list)
+    monkeypatch.setattr(libraries, "missing_libraries", lambda: ["libnuma1"])
+    monkeypatch.setattr(libraries, "missing_build_tools", list)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
 
 

@@ -6,7 +6,7 @@ from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix, g
 from seer_sgl.router.core.state import Chunk, Engine, Group, Request
 from seer_sgl.types import ChunkId, GroupId, RequestId
 from tests.unit.core.conftest import MakeCore
-from tests.unit.core.table import dispatch, engine, finished, joined, play, submitted
+from tests.unit.core.table import dispatch, engine, finished, play, submitted
 
 NEED = 100
 SETTINGS = PlacementSettings(max_spread_requests=4)

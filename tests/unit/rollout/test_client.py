@@ -98,12 +98,13 @@ def test_an_answer_that_is_no_json_is_told() -> None:
 def test_a_caller_that_stops_early_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         (long,) = prompts(1, LONG)
-        async with cluster(server(token_s=0.01)) as it:
-            groups = [Prompt("quick", input_ids=[5]), Prompt("slow", input_ids=long)]
-            results = run_rollout(Rollout(url_of(it), groups, 1, {"max_new_tokens": 3}))
-            assert (await anext(results)).status == 200
-            await results.aclose()  # type: ignore[attr-defined]
-            await until(lambda: not it.service.core.statistics().in_flight)
+        async with cluster(server(token_s=0.02)) as it:
+            groups = [Prompt("refused", input_ids=[999]), Prompt("long", input_ids=long)]
+            results = run_rollout(Rollout(url_of(it), groups, 1, {"max_new_tokens": LONG}))
+            assert (await anext(results)).status == 400
+            async with asyncio.timeout(1.0):  # the long one would take two seconds
+                await results.aclose()  # type: ignore[attr-defined]
+                await until(lambda: not it.service.core.statistics().in_flight)
 
     run(scenario())
 

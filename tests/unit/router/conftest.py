@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,23 @@ LONG = 100
 """Tokens of a sample that is still on its way when a test interferes."""
 
 
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """Spare dozens of routers and agents what takes them longest.
+
+    uvicorn looks every 0.1 s whether it should end, and every HTTP client reads all certificates.
+    """
+    quick_asyncio = SimpleNamespace(**vars(asyncio))
+    quick_asyncio.sleep = lambda seconds: asyncio.sleep(min(seconds, 0.005))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.server.asyncio", quick_asyncio)
+        patch.setattr("ssl.create_default_context", lambda **_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        patch.setattr("seer_sgl.engine.agent.RESTART_PAUSE_S", 0.02)
+        yield
+
+
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine; tasks that it leaves behind are a fault."""
+    """Run a test's coroutine in a hurry; tasks that it leaves behind are a fault."""
 
     async def checked() -> None:
         await asyncio.wait_for(work, PATIENCE_S)
@@ -33,7 +49,8 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"left behind: {left}"
 
-    asyncio.run(checked())
+    with hurried():
+        asyncio.run(checked())
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -114,9 +131,8 @@ class Cluster:
         await asyncio.gather(*self._agents, return_exceptions=True)
 
 
-def quick_client(**settings: Any) -> httpx.AsyncClient:
-    """A client that reads no certificates: that takes longer than most tests here."""
-    return httpx.AsyncClient(verify=False, timeout=PATIENCE_S, trust_env=False, **settings)
+def new_client(**settings: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False, **settings)
 
 
 @contextlib.asynccontextmanager
@@ -130,7 +146,7 @@ async def cluster(
     service.core.settings = msgspec.structs.replace(service.core.settings, settle_s=0.0)
     async with (
         contextlib.AsyncExitStack() as stack,
-        quick_client(base_url=f"http://127.0.0.1:{config.http_port}") as http,
+        new_client(base_url=f"http://127.0.0.1:{config.http_port}") as http,
     ):
         await stack.enter_async_context(service)
         it = Cluster(service, config, http)
@@ -140,15 +156,6 @@ async def cluster(
             await it.join(each)
         yield it
         service.core.check()
-
-
-@pytest.fixture(autouse=True)
-def _no_long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn looks every 0.1 s whether it should end; dozens of routers here would sum that up."""
-    hurried = SimpleNamespace(**vars(asyncio))
-    hurried.sleep = lambda seconds: asyncio.sleep(min(seconds, 0.005))
-    monkeypatch.setattr("uvicorn.server.asyncio", hurried)
-    monkeypatch.setattr("seer_sgl.engine.agent.RESTART_PAUSE_S", 0.02)
 
 
 @pytest.fixture(autouse=True)

@@ -137,11 +137,13 @@ def test_n_is_expanded_and_answers_come_in_order() -> None:
             body = {"input_ids": PROMPTS[:2], "rid": ["x", "y"], "sampling_params": {"n": 3}}
             answers = (await it.post(body)).json()
             one = (await it.post({"input_ids": [5], "sampling_params": {"n": 1}})).json()
+            list_of_one = (await it.post({"input_ids": [[5]]})).json()
         assert [answer["meta_info"]["id"] for answer in answers] == "x_0 x_1 x_2 y_0 y_1 y_2".split()
         assert [answer["output_ids"] for answer in answers] == [
             continuation(prompt, 128) for prompt in PROMPTS[:2] for _ in range(3)
         ]
         assert isinstance(one, dict)
+        assert [answer["output_ids"] for answer in list_of_one] == [one["output_ids"]]
         assert all("n" not in body["sampling_params"] for body in engine.bodies)
 
     run(scenario())

@@ -108,6 +108,17 @@ def test_body_over_the_limit() -> None:
     run(scenario())
 
 
+def test_a_body_that_says_it_is_too_large_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        async with cluster(max_body_bytes=200) as it:
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.config.http_port)
+            writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 201\r\n\r\n")
+            assert b"413" in await asyncio.wait_for(reader.readline(), 1.0)
+            writer.close()
+
+    run(scenario())
+
+
 def test_an_id_that_is_on_its_way_is_taken() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)

@@ -20,7 +20,7 @@ from seer_sgl.router.link import AgentLink
 from seer_sgl.router.service import RouterService
 from seer_sgl.testing.engine import FAKE_SPEC, continuation
 from seer_sgl.types import ChunkId, EngineId
-from tests.unit.router.conftest import LONG, cluster, prompts, quick_client, run, server, together, until
+from tests.unit.router.conftest import LONG, cluster, new_client, prompts, run, server, together, until
 
 
 @contextlib.asynccontextmanager
@@ -45,7 +45,7 @@ def test_agents_come_back_to_a_new_router_on_the_same_ports() -> None:
             async with RouterService(config) as first:
                 working = await stack.enter_async_context(together(agent.run()))
                 await until(lambda: len(first.roster))
-            async with RouterService(config) as second, quick_client() as http:
+            async with RouterService(config) as second, new_client() as http:
                 await until(lambda: len(second.roster))
                 url = f"http://127.0.0.1:{config.http_port}/generate"
                 answer = await http.post(url, json={"input_ids": [5, 6]})

@@ -1,0 +1,138 @@
+"""What a user sees when something is missing: one clear line, and the exit code that belongs to it."""
+
+import json
+import socket
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from seer_sgl.config import TRIED_SGLANG
+from seer_sgl.engine import libraries, node
+from seer_sgl.engine.node import NodeConfig
+from seer_sgl.engine.process import free_port
+
+
+def command(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def assert_one_line(result: Result, *words: str, code: int = 2) -> None:
+    """The last line says it all, and nothing of ours is shown."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    last = result.output.splitlines()[-1]
+    assert last.startswith("error: "), result.output
+    for word in words:
+        assert word in last, last
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: TRIED_SGLANG[0])
+    monkeypatch.setattr(libraries, "missing_libraries", list)
+    monkeypatch.setattr(libraries, "missing_build_tools", list)
+
+
+def test_a_missing_model_path() -> None:
+    path = "/no/such/folder/" + "x" * 100
+    assert_one_line(command("serve", "--model", path), f"the model path does not exist: {path}")
+
+
+@pytest.mark.parametrize("taken", ["--port", "--agent-port"])
+def test_a_taken_port(taken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = {"--port": free_port(), "--agent-port": free_port(), taken: port}
+        options = [word for pair in ports.items() for word in pair]
+        result = command("serve", "--engines", 0, "--no-pool", *options)
+    assert_one_line(result, f"127.0.0.1:{port}", f"with {taken}.")
+
+
+def test_an_unknown_policy() -> None:
+    result = command("serve", "--engines", 0, "--no-pool", "--policy", "fast")
+    assert_one_line(result, "'fast'", "fifo_group, divided, seer")
+
+
+def test_another_sglang_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "0.4.1")
+    assert_one_line(command("serve"), "SGLang 0.4.1 is installed", f"sglang=={TRIED_SGLANG[-1]}")
+
+
+def test_missing_system_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "missing_libraries", lambda: ["libibverbs1"])
+    assert_one_line(command("serve", "--engines", 0), "apt-get install -y libibverbs1")
+
+
+class HastyConfig(NodeConfig, frozen=True):
+    """Asks for a moment only."""
+
+    ask_timeout_s: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [(f"127.0.0.1:{free_port()}", "no head answers at 127.0.0.1:"), ("nonsense", "write HOST:PORT")],
+)
+def test_join_without_a_head(head: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "NodeConfig", HastyConfig)
+    assert_one_line(command("join", head), says)
+
+
+def test_join_without_an_engine() -> None:
+    assert_one_line(command("join", "127.0.0.1:1", "--engines", 0), "--engines", "--attach")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "No such file"),
+        ("", "holds no prompt"),
+        ("not json\n", "line 1"),
+        ('{"text": "a"}\n\n[1]\n', "line 3"),
+        ('{"text": 5}\n', "line 1"),
+        ('{"input_ids": ["a"]}\n', "line 1"),
+    ],
+)
+def test_prompts_that_are_none(lines: str | None, says: str, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    if lines is not None:
+        prompts.write_text(lines, encoding="utf-8")
+    result = command("rollout", prompts, "--output", tmp_path / "out.jsonl")
+    assert_one_line(result, str(prompts), says)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rollout_without_a_router(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"text": "a"}), encoding="utf-8")
+    url = f"http://127.0.0.1:{free_port()}"
+    result = command("rollout", prompts, "--output", tmp_path / "out.jsonl", "--url", url)
+    assert_one_line(result, f"no router answers at {url}", code=1)
+
+
+@pytest.mark.parametrize(
+    "option", [("--port", 0), ("--chunk-tokens", 0), ("--engines", -1), ("--heat", 1)]
+)
+def test_options_out_of_range(option: tuple[str, int]) -> None:
+    result = command("serve", *option)
+    assert result.exit_code == 2
+    assert option[0] in result.output
+
+
+def test_doctor_says_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = command("doctor")
+    assert healthy.exit_code == 0, healthy.output
+    assert all(line.startswith("ok ") for line in healthy.output.splitlines())
+    assert f"SGLang {TRIED_SGLANG[0]}" in healthy.output
+
+    monkeypatch.setattr(libraries, "missing_libraries", lambda: ["libibverbs1"])
+    monkeypatch.setattr(metadata, "version", lambda _: "0.4.1")
+    ill = command("doctor")
+    assert ill.exit_code == 1
+    missing = [line for line in ill.output.splitlines() if line.startswith("MISSING")]
+    assert [line.split()[1] for line in missing] == ["SGLang,", "system"]
+    assert f"pip install sglang=={TRIED_SGLANG[-1]}" in ill.output
+    assert "libibverbs1" in ill.output
