@@ -1,11 +1,16 @@
 """`seer-sgl join`: the engines of another node."""
 
+from __future__ import annotations
+
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
+
+if TYPE_CHECKING:
+    from seer_sgl.engine.node import NodeConfig
 
 
 def join(
@@ -48,9 +53,8 @@ def join(
     run_until_signal(_join(config))
 
 
-async def _join(config: object) -> int:
-    from seer_sgl.engine.node import NodeConfig, run_node
+async def _join(config: NodeConfig) -> int:
+    from seer_sgl.engine.node import run_node
 
-    assert isinstance(config, NodeConfig)
     await run_node(config)
     return 0

@@ -34,8 +34,6 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
     name: str
     model: str
-    head: str
-    """`host:port` of the router's agent socket."""
     pool: PoolAddress | None = None
     local_host: str = "127.0.0.1"
     """This node's address as the other nodes' Mooncake clients reach it."""

@@ -102,7 +102,6 @@ def _engine_configs(config: NodeConfig, head: Head) -> list[EngineConfig]:
         EngineConfig(
             name=f"{config.name}-{index}",
             model=model,
-            head=config.head,
             pool=head.pool,
             local_host=address_towards(config.head.rpartition(":")[0]),
             page_tokens=config.page_tokens,

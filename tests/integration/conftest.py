@@ -45,7 +45,7 @@ def plain_answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 
 
 async def _ask_plain(log_dir: Path) -> list[dict[str, Any]]:
-    server = LaunchedServer(EngineConfig(name="plain", model=MODEL, head=""), True, log_dir)
+    server = LaunchedServer(EngineConfig(name="plain", model=MODEL), True, log_dir)
     try:
         await server.start()
         status, answers = await server.client.post("/generate", GREEDY)

@@ -1,44 +1,48 @@
 """The core's invariants, checked the slow and obvious way."""
 
-from __future__ import annotations
+from collections.abc import Mapping
 
-from typing import TYPE_CHECKING
+from seer_sgl.router.core.buffer import RequestBuffer
+from seer_sgl.router.core.state import Chunk, Engine, Group, Request
+from seer_sgl.types import ChunkId, EngineId
 
-from seer_sgl.router.core.state import Group, Request
-
-if TYPE_CHECKING:
-    from seer_sgl.router.core.machine import RouterCore
+Engines = Mapping[EngineId, Engine]
+Chunks = Mapping[ChunkId, Chunk]
 
 
-def check_state(core: RouterCore) -> None:
-    """Raise AssertionError, naming the object, where the state contradicts itself. O(n)."""
-    _check_engines(core)
-    for group in core.buffer.groups.values():
-        _check_group(core, group)
-    for request in core.buffer.requests.values():
-        _check_request(core, request)
-    places = [request.place for request in core.buffer.requests.values()]
+def check_state(engines: Engines, chunks: Chunks, buffer: RequestBuffer, reserves: bool) -> None:
+    """Raise AssertionError, naming the object, where the state contradicts itself. O(n).
+
+    Args:
+        reserves: whether the policy keeps engines within their KV and slots.
+    """
+    _check_engines(engines, chunks, reserves)
+    for group in buffer.groups.values():
+        _check_group(group, [r for r in buffer.requests.values() if r.group is group])
+    for request in buffer.requests.values():
+        assert buffer.groups.get(request.group.group_id) is request.group, "a lost group"
+        _check_request(request, chunks)
+    places = [request.place for request in buffer.requests.values()]
     queued = len(places) - places.count("in_flight") - places.count("parked")
-    assert len(core.buffer.queue) == queued, "the queue miscounts"
-    assert len(core.buffer.parked) == places.count("parked"), "parked requests are miscounted"
-    assert len(core.chunks) == places.count("in_flight"), "a chunk belongs to no live request"
+    assert len(buffer.queue) == queued, "the queue miscounts"
+    assert len(buffer.parked) == places.count("parked"), "parked requests are miscounted"
+    assert len(chunks) == places.count("in_flight"), "a chunk belongs to no live request"
 
 
-def _check_engines(core: RouterCore) -> None:
+def _check_engines(engines: Engines, chunks: Chunks, reserves: bool) -> None:
     on_engines = {}
-    for engine in core.engines.values():
+    for engine in engines.values():
         on_engines.update(engine.chunks)
         reserved = sum(chunk.reserved_tokens for chunk in engine.chunks.values())
         assert engine.reserved_tokens == reserved, f"{engine.engine_id}: reserved tokens drifted"
-        if core.policy.reserves:
+        if reserves:
             assert engine.free_tokens >= 0, f"{engine.engine_id}: over its KV capacity"
             slots = engine.spec.max_running_requests
             assert len(engine.chunks) <= slots, f"{engine.engine_id}: over its request slots"
-    assert on_engines == core.chunks, "a chunk runs on no engine that is here"
+    assert on_engines == chunks, "a chunk runs on no engine that is here"
 
 
-def _check_group(core: RouterCore, group: Group) -> None:
-    members = [r for r in core.buffer.requests.values() if r.group is group]
+def _check_group(group: Group, members: list[Request]) -> None:
     assert group.live == len(members), f"group {group.group_id}: miscounts its live requests"
     waiting = sum(request.place == "group" for request in members)
     assert group.waiting_count == waiting, f"group {group.group_id}: miscounts its waiting requests"
@@ -46,14 +50,13 @@ def _check_group(core: RouterCore, group: Group) -> None:
     assert probes == ([group.probe] if group.probe else []), f"group {group.group_id}: two probes"
 
 
-def _check_request(core: RouterCore, request: Request) -> None:
+def _check_request(request: Request, chunks: Chunks) -> None:
     name = request.request_id
     assert request.place != "nowhere", f"request {name} is in no place"
-    assert core.buffer.groups.get(request.group.group_id) is request.group, f"{name}: lost group"
     assert request.remaining_tokens > 0, f"request {name} is complete and was not delivered"
     if request.place == "in_flight":
         assert request.chunk is not None, f"request {name} is in flight without a chunk"
-        assert core.chunks.get(request.chunk.chunk_id) is request.chunk, f"{name}: unknown chunk"
+        assert chunks.get(request.chunk.chunk_id) is request.chunk, f"{name}: unknown chunk"
     else:
         assert request.chunk is None, f"request {name} waits with a chunk in flight"
         assert not request.cancelled, f"request {name} waits though it was cancelled"

@@ -27,8 +27,8 @@ from seer_sgl.router.core.events import (
     Submitted,
     Ticked,
 )
-from seer_sgl.router.core.placement import soonest_able
-from seer_sgl.router.core.policy import Policy
+from seer_sgl.router.core.placement import most_room, soonest_able
+from seer_sgl.router.core.policy import Policy, chunk_budget
 from seer_sgl.router.core.settings import CoreSettings, Statistics
 from seer_sgl.router.core.state import Chunk, Engine, Request
 from seer_sgl.types import ChunkId, EngineId
@@ -91,7 +91,7 @@ class RouterCore:
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold. O(n), for tests and idle moments."""
-        check_state(self)
+        check_state(self.engines, self.chunks, self.buffer, self.policy.reserves)
 
     # ---- events ----
 
@@ -174,19 +174,21 @@ class RouterCore:
         blocked: list[Request] = []
         settling: list[Request] = []
         engines = list(self.engines.values())
-        while len(blocked) < self.settings.look_ahead and any(
-            engine.has_room or not self.policy.reserves for engine in engines
-        ):
+        room = most_room(engines, self.policy.reserves)
+        while room and len(blocked) < self.settings.look_ahead:
             request = self.buffer.queue.pop()
             if request is None:
                 break
-            budget = self._chunk_budget(request)
+            budget = chunk_budget(self.policy, request, self.settings.chunk_tokens)
             need = request.held_tokens + budget
-            engine = self.policy.place(request, need, engines, self.settings.placement)
+            engine = None
+            if need <= room:  # spares a look at every engine where that cannot help
+                engine = self.policy.place(request, need, engines, self.settings.placement)
             if engine is not None and self._must_settle(request, engine, now_s):
                 settling.append(request)
             elif engine is not None:
                 actions.append(self._dispatch(request, engine, budget, need))
+                room = most_room(engines, self.policy.reserves)
             elif self.policy.reserves and not any(e.could_hold(need) for e in self.engines.values()):
                 self.buffer.park(request)
             else:
@@ -194,6 +196,7 @@ class RouterCore:
                 if len(blocked) == 1:
                     held = soonest_able(engines, need)
                     engines = [engine for engine in engines if engine is not held]
+                    room = most_room(engines, self.policy.reserves)
         for request in (*blocked, *settling):
             self.buffer.queue.push(request)
         return actions + self._wake_for(settling, now_s)
@@ -210,11 +213,6 @@ class RouterCore:
             return []
         self._wake_s = min(r.ready_since_s for r in settling) + self.settings.settle_s
         return [Wake(self._wake_s)]
-
-    def _chunk_budget(self, request: Request) -> int:
-        if not self.policy.divided or not request.divisible:
-            return request.remaining_tokens
-        return min(self.settings.chunk_tokens, request.remaining_tokens)
 
     def _dispatch(self, request: Request, engine: Engine, budget: int, need: int) -> Dispatch:
         reserved = engine.reservation_for(need) if self.policy.reserves else 0

@@ -1,5 +1,6 @@
 """Which engine a chunk goes to: plain functions over the engines that may take it."""
 
+import sys
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -60,6 +61,21 @@ def group_home(
     if request.group.home in candidates:
         return request.group.home
     return min(candidates, key=_load, default=None)
+
+
+def most_room(engines: list[Engine], reserves: bool) -> int:
+    """Most tokens that one of these engines could take now; no limit where nothing is reserved."""
+    if not reserves:
+        return sys.maxsize if engines else 0
+    # Written out, as it runs twice in every decision: properties would double its cost.
+    return max(
+        [
+            engine.capacity_tokens - engine.reserved_tokens
+            for engine in engines
+            if len(engine.chunks) < engine.spec.max_running_requests
+        ],
+        default=0,
+    )
 
 
 def soonest_able(engines: Iterable[Engine], need_tokens: int) -> Engine | None:

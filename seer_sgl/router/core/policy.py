@@ -7,7 +7,7 @@ import msgspec
 from seer_sgl.errors import StartError
 from seer_sgl.router.core.context import estimated_tokens
 from seer_sgl.router.core.placement import Place, balanced_prefix, group_home
-from seer_sgl.router.core.state import Group
+from seer_sgl.router.core.state import Group, Request
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -35,6 +35,13 @@ def arrival_order(group: Group) -> int:
 def longest_estimate_first(group: Group) -> int:
     """The paper's PICK_LFS: the group that is expected to take longest."""
     return -estimated_tokens(group)
+
+
+def chunk_budget(policy: Policy, request: Request, chunk_tokens: int) -> int:
+    """How many tokens the request's next chunk may bring."""
+    if not policy.divided or not request.divisible:
+        return request.remaining_tokens
+    return min(chunk_tokens, request.remaining_tokens)
 
 
 FIFO_GROUP = Policy("fifo_group", arrival_order, group_home, divided=False, reserves=False, pinned=True)

@@ -21,27 +21,20 @@ class Engine:
     draft_tokens: int = 0
     chunks: dict[ChunkId, Chunk] = field(default_factory=dict)
     reserved_tokens: int = 0
+    capacity_tokens: int = field(init=False)
+    """KV in whole pages: what is left of the last one cannot be used."""
 
     @property
     def engine_id(self) -> EngineId:
         return self.spec.engine_id
 
-    @property
-    def capacity_tokens(self) -> int:
-        """KV in whole pages: what is left of the last one cannot be used."""
+    def __post_init__(self) -> None:
         page = self.spec.page_tokens
-        return self.spec.kv_capacity_tokens // page * page
+        self.capacity_tokens = self.spec.kv_capacity_tokens // page * page
 
     @property
     def free_tokens(self) -> int:
         return self.capacity_tokens - self.reserved_tokens
-
-    @property
-    def has_room(self) -> bool:
-        return (
-            len(self.chunks) < self.spec.max_running_requests
-            and self.free_tokens >= self.spec.page_tokens
-        )
 
     def reservation_for(self, tokens: int) -> int:
         """KV to set aside for `tokens` and the draft on top, in whole pages.
@@ -60,8 +53,8 @@ class Engine:
         """Whether it fits now."""
         return (
             len(self.chunks) < self.spec.max_running_requests
-            and self.could_hold(tokens)
-            and self.reservation_for(tokens) <= self.free_tokens
+            and tokens <= self.capacity_tokens
+            and self.reservation_for(tokens) <= self.capacity_tokens - self.reserved_tokens
         )
 
 

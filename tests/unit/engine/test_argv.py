@@ -15,7 +15,7 @@ POOL = PoolAddress("h:1", "http://h:2/metadata")
 
 
 def config(**changes: Any) -> EngineConfig:
-    return EngineConfig(**{"name": "e", "model": "/m", "head": "h:3", **changes})
+    return EngineConfig(**{"name": "e", "model": "/m", **changes})
 
 
 def value_of(argv: list[str], flag: str) -> str:

@@ -58,7 +58,7 @@ def test_engines_are_like_the_heads_own(model: str, monkeypatch: pytest.MonkeyPa
         config("127.0.0.1:5", kv_tokens=99, engine_args=("--dtype", "half")), head
     )
     assert (first.name, second.name) == ("n-0", "n-1")
-    assert (first.model, first.pool, first.head) == (model, POOL, "127.0.0.1:5")
+    assert (first.model, first.pool) == (model, POOL)
     assert (first.threads, first.kv_tokens, first.local_host) == (4, 99, "127.0.0.1")
     assert first.extra_args == ("--dtype", "auto", "--dtype", "half"), "this node's flags win"
 

@@ -72,7 +72,7 @@ PROOF = {"version": __version__, "platform": "SeerCpuPlatform", "vocab_size": 5}
 def test_a_server_counts_only_with_the_plugin_active(
     on_cpu: bool, proof: dict[str, Any] | None, complaint: str, tmp_path: Path
 ) -> None:
-    server = LaunchedServer(EngineConfig("e0", "/m", "h:1"), on_cpu, tmp_path)
+    server = LaunchedServer(EngineConfig("e0", "/m"), on_cpu, tmp_path)
     (tmp_path / "e0.log").write_text("plugin failed to load\n")
     info = EngineInfo(FAKE_SPEC, "m", "0.5.23", "default", proof)
     if not complaint:
