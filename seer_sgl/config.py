@@ -17,6 +17,8 @@ class RouterConfig(msgspec.Struct, frozen=True):
     """ZeroMQ port that engine agents dial."""
     policy: str = "seer"
     chunk_tokens: int = 8192
+    settle_s: float = 0.5
+    """How long a chunk's KV may take to be in the pool; no request moves sooner."""
     heartbeat_s: float = 1.0
     engine_timeout_s: float = 20.0
     """An engine that is silent for longer is taken for gone. An agent answers within milliseconds

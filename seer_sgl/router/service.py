@@ -49,7 +49,7 @@ class RouterService:
 
     def __init__(self, config: RouterConfig, policy: Policy | None = None) -> None:
         self._config = config
-        settings = CoreSettings(chunk_tokens=config.chunk_tokens)
+        settings = CoreSettings(chunk_tokens=config.chunk_tokens, settle_s=config.settle_s)
         self.core = RouterCore(policy or policy_named(config.policy), settings)
         self.roster = Roster()
 

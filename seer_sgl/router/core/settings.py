@@ -12,9 +12,10 @@ class CoreSettings(msgspec.Struct, frozen=True):
     """Longest chunk (a summary of the paper's first version names 8K)."""
     draft_tokens: int = 0
     """KV that speculative decoding takes on top of a chunk's own."""
-    settle_s: float = 0.1
+    settle_s: float = 0.5
     """SGLang writes KV to the pool in the background after a chunk ends. A request moves to another
-    engine no sooner than this after its chunk, or the end of its prefix would be computed again."""
+    engine no sooner than this after its chunk, or the end of its prefix would be computed again.
+    Two busy servers on two cores: 0.1 s found 94 to 99 % of the prefix, 0.5 s 99 %."""
     max_failures: int = 5
     """Chunks of one request that may fail in a row before it is given up."""
     look_ahead: int = 8
