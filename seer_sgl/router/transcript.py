@@ -99,7 +99,8 @@ class Transcript:
         meta["finish_reason"] = finish
         meta.setdefault("prompt_tokens", len(self.prompt_ids))
         meta.setdefault("completion_tokens", len(self.output_ids))
-        meta.setdefault("output_token_logprobs", []) if not self._chunks else None
+        if not self._chunks:
+            meta["output_token_logprobs"] = []
         meta["weight_versions"] = _joined(self._spans)
         meta["seer"] = {"chunks": self._chunks}
         return {"text": text, "output_ids": self.output_ids, "meta_info": meta}
