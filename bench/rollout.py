@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import msgspec
 
-import seer_sgl.smallmodel
 from bench.report import Report, Row, finish
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine.process import free_port
@@ -27,11 +26,11 @@ from seer_sgl.head import HeadConfig, running_head
 from seer_sgl.rollout.client import Prompt, Rollout, SampleResult, run_rollout
 from seer_sgl.rollout.report import report_on
 from seer_sgl.router.core import POLICIES, policy_named
+from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts, reward
 from seer_sgl.testing.cluster import attached_router
 
 PAGE_TOKENS = 16
-WEIGHTS = Path(seer_sgl.smallmodel.__file__).parent / "weights"
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -57,21 +57,12 @@ def demo(
 
 
 async def _demo(config: HeadConfig, job: RolloutJob) -> int:
-    import asyncio
-
     from seer_sgl.head import running_head
 
     from .run import say
     from .work import run_job
 
     async with running_head(config, say) as head:
-        failed = asyncio.create_task(head.wait_failed())
-        work = asyncio.create_task(run_job(job))
-        try:
-            done, _ = await asyncio.wait((work, failed), return_when=asyncio.FIRST_COMPLETED)
-            status = next(iter(done)).result()
-        finally:
-            failed.cancel()
-            work.cancel()
+        status = await head.unless_failed(run_job(job))
         say(f"samples: {job.output}")
-    return status or 0
+    return status

@@ -27,6 +27,6 @@ ChunkTokens = Annotated[int, typer.Option(min=1, help="Longest chunk, in tokens.
 
 def small_model() -> str:
     """Path of the model that comes with the package."""
-    import seer_sgl
+    from seer_sgl.smallmodel import WEIGHTS
 
-    return str(Path(seer_sgl.__file__).parent / "smallmodel" / "weights")
+    return str(WEIGHTS)

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from seer_sgl.engine.server import check_model, check_sglang_installed
 from seer_sgl.errors import StartError
 from seer_sgl.kv.pool import PoolAddress, master_args
 from seer_sgl.router.service import RouterService
+
+T = TypeVar("T")
 
 MASTER_START_S = 20.0
 NODE_STOP_S = 20.0
@@ -64,14 +66,23 @@ class Head:
         child = Child(name, argv, self._log_dir / f"{name.replace(' ', '_')}.log")
         self._children.append(child)
         await child.start()
-        waiting = asyncio.create_task(ready)
+        await self.unless_failed(ready)
+
+    async def unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; it is cancelled if the router or a child ends before.
+
+        Raises:
+            ChildFailedError: a child ended.
+        """
+        working = asyncio.create_task(work)
         failed = asyncio.create_task(self.wait_failed())
         try:
-            done, _ = await asyncio.wait((waiting, failed), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait((working, failed), return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            return await working
         finally:
-            waiting.cancel()
+            working.cancel()
             failed.cancel()
 
     async def stop(self) -> None:

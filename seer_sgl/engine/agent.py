@@ -176,7 +176,7 @@ class Agent:
     def _take(self, message: RouterMessage) -> None:
         match message:
             case RunChunk(chunk_id=chunk_id):
-                task = self._start(self._run_chunk(message))
+                task = asyncio.create_task(self._run_chunk(message))
                 self._chunks[chunk_id] = message.body["rid"], task
                 task.add_done_callback(partial(self._chunk_ended, chunk_id))
             case StopChunk(chunk_id=chunk_id) if chunk_id in self._chunks:
@@ -196,11 +196,8 @@ class Agent:
             case _:
                 log.warning("a message that is not for an agent: %s", message)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.create_task(work)
-
     def _start_call(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._start(work)
+        task = asyncio.create_task(work)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 

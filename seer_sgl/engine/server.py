@@ -57,10 +57,6 @@ class LaunchedServer:
         argv = server_argv(config, port, on_cpu)
         self._child = Child(f"SGLang server {config.name}", argv, log_dir / f"{config.name}.log")
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
     async def start(self) -> EngineInfo:
         """Start it and wait until it has generated a token with our plugin active.
 

@@ -82,10 +82,12 @@ def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> Gene
     for index, prompt in enumerate(prompts):
         item = _item(body, index, len(prompts)) if batched else dict(body)
         params = _checked_sampling(item)
-        many = many or _count_of(params) > 1
-        if len(samples) + _count_of(params) > MAX_SAMPLES:
+        count = _count_of(params)
+        many = many or count > 1
+        if len(samples) + count > MAX_SAMPLES:
             raise RequestError("n", f"one call may ask for at most {MAX_SAMPLES} samples")
-        samples += _samples(item, prompt, index if batched else None, new_rid, group_id)
+        rid = item.get("rid") or (f"{new_rid}_{index}" if batched else new_rid)
+        samples += _samples(item, prompt, params, rid, group_id)
     taken: set[str] = set()
     for sample in samples:
         if sample.rid in taken:
@@ -142,12 +144,10 @@ def _count_of(params: dict[str, Any]) -> int:
 
 
 def _samples(
-    item: dict[str, Any], prompt: Any, index: int | None, new_rid: str, group_id: str | None
+    item: dict[str, Any], prompt: Any, params: dict[str, Any], rid: Any, group_id: str | None
 ) -> list[Sample]:
-    params = item.get("sampling_params") or {}
     _check_prompt(prompt)
     count = _count_of(params)
-    rid = item.get("rid") or (new_rid if index is None else f"{new_rid}_{index}")
     if not isinstance(rid, str):
         raise RequestError("rid", f"must be a string, got {rid!r}")
     body = {k: v for k, v in item.items() if k not in _TAKEN_OUT}

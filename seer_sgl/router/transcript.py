@@ -53,7 +53,8 @@ class Transcript:
         """Append one chunk's answer."""
         meta = dict(answer["meta_info"])
         offset = len(self.output_ids)
-        self._chunks.append(_chunk_record(answer, engine_id, came_from, len(self.held_ids)))
+        input_tokens = len(self.prompt_ids) + offset
+        self._chunks.append(_chunk_record(answer, engine_id, came_from, input_tokens))
         self._spans += _shifted(meta.pop("weight_versions", None) or [], offset)
         self.output_ids += answer["output_ids"]
         self._text = answer.get("text", "")

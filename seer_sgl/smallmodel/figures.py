@@ -10,13 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from seer_sgl.smallmodel import problems
+from seer_sgl.smallmodel import WEIGHTS, problems
 
 GROUPS = 64
 GROUP_SIZE = 8
 PROMPT_SEED = 1
 MAX_NEW_TOKENS = 4096
-WEIGHTS = Path(__file__).parent / "weights"
 _REQUEST_TIMEOUT_S = 3600.0
 
 

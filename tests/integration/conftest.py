@@ -20,13 +20,13 @@ import httpx
 import psutil
 import pytest
 
-import seer_sgl.smallmodel
 from seer_sgl.config import EngineConfig
 from seer_sgl.engine.process import free_port
 from seer_sgl.engine.server import LaunchedServer
+from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts
 
-MODEL = str(Path(seer_sgl.smallmodel.__file__).parent / "weights")
+MODEL = str(WEIGHTS)
 CHUNK_TOKENS = 64
 START_TIMEOUT_S = 240.0
 

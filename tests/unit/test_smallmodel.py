@@ -3,13 +3,11 @@
 import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 
-from seer_sgl.smallmodel import figures, problems
+from seer_sgl.smallmodel import WEIGHTS, figures, problems
 
-WEIGHTS = Path(problems.__file__).parent / "weights"
 MAX_WEIGHTS_BYTES = 12_000_000
 
 
