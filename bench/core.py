@@ -1,12 +1,12 @@
-"""What one scheduling decision of the router's core costs in CPU time, by policy and backlog.
+"""What one scheduling decision of the router's core costs in CPU time, by policy, engines and backlog.
 
     python -m bench.core [--json FILE] [--quick]
 
-16 engines with 64 request slots each, groups of 8, chunks of 512 tokens. The backlog is kept constant:
-for every 8 requests delivered a new group arrives. At 1,000 all of it is in flight: there are 1,024
-slots. `kv` is "ample" where slots are the limit, and "tight" where KV is: then requests do not fit, and
-the core holds an engine for the first that waits. `fifo_group` reserves nothing, so its whole backlog is
-in flight and KV makes no difference.
+Engines have 64 request slots each; groups of 8, chunks of 512 tokens. The backlog is kept constant: for
+every 8 requests delivered a new group arrives. 1,000 requests on 16 engines are all in flight: there
+are 1,024 slots. `kv` is "ample" where slots are the limit, and "tight" where KV is: then requests do not
+fit, and the core holds an engine for the first that waits. What reserves nothing has its whole backlog
+in flight, and KV makes no difference.
 
 An event that dispatches nothing adds its time to the next one that does.
 """
@@ -24,8 +24,9 @@ from seer_sgl.router.core.events import ChunkFinished, EngineJoined, Event, Subm
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
 
-BACKLOGS = (1_000, 10_000, 100_000)
-ENGINES = 16
+SIZES = ((16, 1_000), (16, 10_000), (16, 100_000), (4_096, 1_000_000))
+"""Engines, and requests that are not finished."""
+QUICK_SIZES = ((16, 1_000), (16, 10_000), (1_024, 100_000))
 SLOTS = 64
 GROUP_SIZE = 8
 CHUNK_TOKENS = 512
@@ -34,14 +35,17 @@ MEAN_NEW_TOKENS = 1_536
 KV_TOKENS = {"ample": 2_000_000, "tight": 65_536}
 """An engine's KV. 65,536 tokens hold about 30 chunks of these requests."""
 EVENTS = 6_000
-SECONDS_PER_EVENT = 0.001
+WARM_UP = 50_000
+"""At most so many events before those that are measured."""
+CHUNK_S = 10.0
+"""How long an engine takes for a chunk, whatever its length: 50 tokens a second."""
 SEED = 7
 
 
 class Load:
     """A core with a constant backlog, and engines that answer one chunk at a time."""
 
-    def __init__(self, policy: Policy, kv_tokens: int) -> None:
+    def __init__(self, policy: Policy, engines: int, kv_tokens: int) -> None:
         self.core = RouterCore(policy, CoreSettings(chunk_tokens=CHUNK_TOKENS))
         self.random = Random(SEED)
         self.now_s = 0.0
@@ -51,7 +55,7 @@ class Load:
         self.left_tokens: dict[RequestId, int] = {}
         """What each live request still has to say."""
         self.running: list[Dispatch] = []
-        for number in range(ENGINES):
+        for number in range(engines):
             spec = EngineSpec(EngineId(f"e{number}"), kv_tokens, 64, SLOTS, context_tokens=32_768)
             self.core.handle(EngineJoined(spec), 0.0)
 
@@ -85,7 +89,7 @@ class Load:
 
     def step(self, events: list[Event]) -> tuple[int, int]:
         """Handle events; nanoseconds of CPU time that it took, and how many dispatches came of it."""
-        self.now_s += SECONDS_PER_EVENT
+        self.now_s += CHUNK_S / max(1, len(self.running))
         began_ns = time.thread_time_ns()
         actions = self.core.handle_all(events, self.now_s)
         took_ns = time.thread_time_ns() - began_ns
@@ -101,11 +105,11 @@ class Load:
         return len(dispatched)
 
 
-def measure(policy: Policy, backlog: int, kv: str, events: int) -> Row:
+def measure(policy: Policy, engines: int, backlog: int, kv: str, events: int) -> Row:
     """One row: microseconds per dispatch once probes and the rest are mixed as they will stay."""
-    load = Load(policy, KV_TOKENS[kv])
+    load = Load(policy, engines, KV_TOKENS[kv])
     load.step(load.arrive(backlog // GROUP_SIZE))
-    for _ in range(1_000 + backlog // 2):
+    for _ in range(min(1_000 + backlog // 2, WARM_UP)):
         load.step(load.next_events())
     costs_us: list[float] = []
     spent_ns = dispatches = 0
@@ -117,6 +121,7 @@ def measure(policy: Policy, backlog: int, kv: str, events: int) -> Row:
             dispatches, spent_ns = dispatches + dispatched, 0
     return {
         "policy": policy.name,
+        "engines": engines,
         "unfinished": backlog,
         "kv": kv,
         "in_flight": len(load.core.chunks),
@@ -127,18 +132,26 @@ def measure(policy: Policy, backlog: int, kv: str, events: int) -> Row:
 
 
 def figures_of(rows: list[Row]) -> dict[str, float]:
-    """Medians by policy and backlog; of the policy `seer` also short names and the growth."""
+    """Medians by policy, engines and backlog; of the policy `seer` also short names and the growth."""
     figures: dict[str, float] = {}
     for row in rows:
         tight = "_tight" if row["kv"] == "tight" else ""
-        thousands = int(str(row["unfinished"])) // 1_000
-        name = f"{row['policy']}{tight}_dispatch_us_{thousands}k"
-        figures[name] = float(str(row["median_us"]))
-    for thousands in (1, 10, 100):
-        if (median := figures.get(f"seer_dispatch_us_{thousands}k")) is not None:
-            figures[f"dispatch_us_{thousands}k"] = median
+        size = f"{row['engines']}x{int(str(row['unfinished'])) // 1_000}k"
+        figures[f"{row['policy']}{tight}_dispatch_us_{size}"] = float(str(row["median_us"]))
+    for (engines, backlog), name in (
+        ((16, 1_000), "dispatch_us_1k"),
+        ((16, 10_000), "dispatch_us_10k"),
+        ((16, 100_000), "dispatch_us_100k"),
+        ((4_096, 1_000_000), "dispatch_us_4096_engines"),
+    ):
+        long_name = f"seer_dispatch_us_{engines}x{backlog // 1_000}k"
+        if long_name in figures:
+            figures[name] = figures[long_name]
     if "dispatch_us_100k" in figures:
         figures["growth_x"] = round(figures["dispatch_us_100k"] / figures["dispatch_us_1k"], 2)
+    if "dispatch_us_4096_engines" in figures:
+        grown = figures["dispatch_us_4096_engines"] / figures["dispatch_us_100k"]
+        figures["engines_growth_x"] = round(grown, 2)
     return figures
 
 
@@ -146,15 +159,15 @@ def main() -> None:
     """Measure every policy at every backlog."""
     parser = argparse.ArgumentParser(description="Cost of a scheduling decision.")
     parser.add_argument("--json", type=Path, help="write the report to this file")
-    parser.add_argument("--quick", action="store_true", help="no backlog of 100,000, fewer events")
+    parser.add_argument("--quick", action="store_true", help="fewer engines, requests and events")
     args = parser.parse_args()
-    backlogs = BACKLOGS[:-1] if args.quick else BACKLOGS
+    sizes = QUICK_SIZES if args.quick else SIZES
     events = EVENTS // 2 if args.quick else EVENTS
     rows = [
-        measure(policy, backlog, kv, events)
+        measure(policy, engines, backlog, kv, events)
         for policy in POLICIES.values()
         for kv in (KV_TOKENS if policy.reserves else ["ample"])
-        for backlog in backlogs
+        for engines, backlog in sizes
     ]
     finish(Report("bench.core", rows, figures_of(rows)), args.json)
 

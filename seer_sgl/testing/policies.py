@@ -1,23 +1,20 @@
 """Policies that no user wants."""
 
-from collections.abc import Iterable
-
 import msgspec
 
-from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix
+from seer_sgl.router.core.fleet import Fleet
+from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.router.core.state import Engine, Request
 
 
 def elsewhere(
-    request: Request,
-    need_tokens: int,
-    engines: Iterable[Engine],
-    settings: PlacementSettings,
+    request: Request, need_tokens: int, fleet: Fleet, _settings: PlacementSettings
 ) -> Engine | None:
     """Any engine but the one that ran the last chunk: every chunk's KV has to move."""
+    engines = [engine for engine in fleet.engines.values() if fleet.fits(engine, need_tokens)]
     others = [engine for engine in engines if engine is not request.last_engine]
-    return balanced_prefix(request, need_tokens, others, settings)
+    return min(others, key=lambda engine: engine.load, default=None)
 
 
 ALWAYS_MOVE = msgspec.structs.replace(DIVIDED, name="always_move", place=elsewhere)

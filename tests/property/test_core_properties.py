@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core import POLICIES
+from seer_sgl.router.core import POLICIES, Policy, RouterCore, policy_named
 from seer_sgl.router.core.actions import Dispatch
+from seer_sgl.router.core.estimates import ESTIMATES
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -19,11 +20,12 @@ from seer_sgl.router.core.events import (
     Submitted,
     Ticked,
 )
+from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
 from tests.property.world import World
 
-EXAMPLES = 120
+EXAMPLES = 70
 ENGINE_IDS = [EngineId(name) for name in "abc"]
 
 
@@ -49,10 +51,17 @@ steps = st.one_of(
 options = st.builds(
     CoreSettings,
     chunk_tokens=st.sampled_from([5, 16, 50]),
+    chunk_plan=st.sampled_from(["constant", "constant", "short_first", "growing"]),
     draft_tokens=st.sampled_from([0, 7]),
     max_failures=st.integers(1, 3),
     look_ahead=st.sampled_from([1, 3, 8, 8]),
     settle_s=st.sampled_from([0.0, 0.1]),
+    starvation_dispatches=st.sampled_from([0, 1, 2, 5]),
+    placement=st.builds(
+        PlacementSettings,
+        max_spread_requests=st.sampled_from([0, 32]),
+        pull_margin_tokens=st.sampled_from([0, 20, 512]),
+    ),
 )
 
 
@@ -127,11 +136,17 @@ class Story:
         return [Ticked()]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+EVERY_POLICY = {
+    **POLICIES,
+    **{f"seer by {name}": policy_named("seer", estimate) for name, estimate in ESTIMATES.items()},
+}
+
+
+@pytest.mark.parametrize("policy", EVERY_POLICY.values(), ids=EVERY_POLICY.keys())
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(options=options, steps=st.lists(steps, min_size=20, max_size=60))
 def test_whatever_happens_the_core_keeps_its_promises(
-    policy: str, options: CoreSettings, steps: list[tuple[Any, ...]]
+    policy: Policy, options: CoreSettings, steps: list[tuple[Any, ...]]
 ) -> None:
     world = World(policy, options)
     story = Story(world)
@@ -139,4 +154,65 @@ def test_whatever_happens_the_core_keeps_its_promises(
         story.tell(step)
     world.drain()
     assert set(world.delivered) == set(story.submitted)
+    world.leave()
     world.replay()
+
+
+class Queueing:
+    """One engine on which everything fits while a slot is free, so that only the order decides."""
+
+    def __init__(self, policy: Policy, every: int, slots: int) -> None:
+        options = CoreSettings(chunk_tokens=10, starvation_dispatches=every)
+        self.core, self.every = RouterCore(policy, options), every
+        self.dispatched = self.submitted = 0
+        self.due: dict[RequestId, int] = {}
+        """Of those that wait: by which dispatch they have to go."""
+        self.running: list[Dispatch] = []
+        self.feed([EngineJoined(EngineSpec(EngineId("a"), 1 << 30, 1, slots, 1 << 30))], [])
+
+    def feed(self, events: list[Event], begin: list[RequestId]) -> None:
+        for name in begin:
+            self.due[name] = self.dispatched + self.every * (len(self.due) + 1)
+        for action in self.core.handle_all(events, 0.0):
+            if isinstance(action, Dispatch):
+                self.dispatched += 1
+                assert self.dispatched <= self.due.pop(action.request_id), "passed for too long"
+                self.running.append(action)
+        assert all(self.dispatched <= due for due in self.due.values()), "waits for too long"
+
+    def step(self, arrivals: list[int], index: int, tokens: int, ended: bool) -> None:
+        """New requests come, by group, and one chunk ends."""
+        events: list[Event] = []
+        begin = []
+        if self.running:
+            chunk = self.running.pop(index % len(self.running))
+            events.append(ChunkFinished(chunk.chunk_id, min(tokens, chunk.max_new_tokens), ended))
+            held = self.core.buffer.requests[chunk.request_id]
+            if not ended and held.remaining_tokens > tokens:
+                begin.append(chunk.request_id)
+        for group in arrivals:
+            self.submitted += 1
+            name = RequestId(f"r{self.submitted}")
+            events.append(Submitted(name, GroupId(f"g{group}"), 5, 1_000))
+            begin.append(name)
+        self.feed(events, begin)
+
+
+a_step = st.tuples(
+    st.lists(st.integers(0, 30), max_size=3), nth, st.integers(1, 10), st.sampled_from([True, False])
+)
+
+
+GUARDED = {name: policy for name, policy in EVERY_POLICY.items() if policy.guarded}
+
+
+@pytest.mark.parametrize("policy", GUARDED.values(), ids=GUARDED.keys())
+@settings(max_examples=30, deadline=None)
+@given(every=st.integers(1, 4), slots=st.integers(1, 3), told=st.lists(a_step, min_size=30, max_size=80))
+def test_under_the_guard_nobody_is_passed_for_ever(
+    policy: Policy, every: int, slots: int, told: list[tuple[list[int], int, int, bool]]
+) -> None:
+    """At most `every` dispatches for each that waited before, and as many for the request itself."""
+    queueing = Queueing(policy, every, slots)
+    for arrivals, index, tokens, ended in told:
+        queueing.step(arrivals, index, tokens, ended)

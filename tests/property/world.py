@@ -4,12 +4,13 @@ The model knows nothing of queues or probes. It keeps what a client and the engi
 what must hold whatever the policy decides.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core import POLICIES, RouterCore
+from seer_sgl.router.core import Policy, RouterCore
 from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
@@ -30,6 +31,8 @@ class Sample:
     """A request as its client sees it."""
 
     event: Submitted
+    prompt_on: "set[Machine]"
+    """Shared by the samples of a group: the machines that have computed its prompt."""
     generated_tokens: int = 0
     failures: int = 0
     ended: bool = False
@@ -38,11 +41,22 @@ class Sample:
     """A failure that is not to be retried."""
     last_on: "Machine | None" = None
     ready_s: float = 0.0
+    aside: bool = False
+    """It may have been set aside since then, so that it is not known for how long it has waited."""
     running: Dispatch | None = None
 
     @property
     def remaining_tokens(self) -> int:
         return self.event.max_new_tokens - self.generated_tokens
+
+    @property
+    def held_tokens(self) -> int:
+        return self.event.prompt_tokens + self.generated_tokens
+
+    def prefix_on(self, machine: "Machine") -> int:
+        if machine is self.last_on:
+            return self.held_tokens
+        return self.event.prompt_tokens if machine in self.prompt_on else 0
 
 
 @dataclass(eq=False)
@@ -75,6 +89,12 @@ class Machine:
         slot = len(self.needs) < self.spec.max_running_requests
         return slot and self.able(tokens) and self.pages(tokens) <= self.free_tokens
 
+    @property
+    def room_tokens(self) -> int:
+        """The longest request that fits."""
+        lengths = range(1, self.capacity_tokens + 1)
+        return bisect_left(lengths, True, key=lambda tokens: not self.fits(tokens))
+
 
 def heard(core: RouterCore, events: list[Event], now_s: float) -> list[Any]:
     try:
@@ -86,8 +106,8 @@ def heard(core: RouterCore, events: list[Event], now_s: float) -> list[Any]:
 class World:
     """Drives a core, and checks every action against what a client and the engines know."""
 
-    def __init__(self, policy: str, options: CoreSettings) -> None:
-        self.policy, self.options = POLICIES[policy], options
+    def __init__(self, policy: Policy, options: CoreSettings) -> None:
+        self.policy, self.options = policy, options
         self.core = RouterCore(self.policy, options)
         self.now_s = 0.0
         self.wake_s: float | None = None
@@ -97,6 +117,8 @@ class World:
         self.machines: dict[EngineId, Machine] = {}
         self.chunks: dict[ChunkId, tuple[Sample, Machine]] = {}
         self.ended_chunks = [ChunkId(999_999)]
+        self.passed = 0
+        """Dispatches in a row that passed a request which had waited longer, though all could go."""
 
     # ---- events in ----
 
@@ -127,7 +149,10 @@ class World:
     def _note(self, event: Event) -> Iterable[AbortChunk]:
         match event:
             case Submitted():
-                self.samples[event.request_id] = Sample(event)
+                alive = (s for s in self.samples.values() if s.running or not self._due(s))
+                group = [s for s in alive if s.event.group_id == event.group_id]
+                prompt_on = group[0].prompt_on if group else set()
+                self.samples[event.request_id] = Sample(event, prompt_on, ready_s=self.now_s)
             case ChunkFinished() if event.chunk_id in self.chunks:
                 self._note_finished(event)
             case ChunkFailed() if event.chunk_id in self.chunks:
@@ -146,7 +171,7 @@ class World:
         sample, machine = self.chunks.pop(chunk_id)
         self.ended_chunks.append(chunk_id)
         del machine.needs[chunk_id]
-        sample.running, sample.ready_s = None, self.now_s
+        sample.running, sample.ready_s, sample.aside = None, self.now_s, False
         return sample, machine
 
     def _note_finished(self, event: ChunkFinished) -> None:
@@ -156,6 +181,7 @@ class World:
         sample, machine = self._end_chunk(event.chunk_id)
         sample.generated_tokens += event.new_tokens
         sample.ended, sample.failures, sample.last_on = event.ended, 0, machine
+        sample.prompt_on.add(machine)
 
     def _note_failed(self, chunk_id: ChunkId, retryable: bool) -> None:
         sample, _ = self._end_chunk(chunk_id)
@@ -203,26 +229,52 @@ class World:
         assert action.max_new_tokens == self._budget(sample)
         moved = sample.last_on if sample.last_on is not machine else None
         assert action.came_from == (moved and moved.spec.engine_id)
-        assert moved is None or not self._settles(sample), "moved before its KV was in the pool"
+        assert action.pulled_tokens == self._pulled(sample, machine)
+        if action.pulled_tokens:
+            assert not self._settles(sample), "pulled before its KV was in the pool"
+        self._judge_turn(sample)
         if self.policy.reserves:
             assert machine.fits(self._need(sample)), "over the engine's KV or slots"
         machine.needs[action.chunk_id] = machine.pages(self._need(sample))
         self.chunks[action.chunk_id] = sample, machine
         sample.running = action
 
+    def _judge_turn(self, sample: Sample) -> None:
+        """Where all that wait could go, one that has waited longest goes now and then."""
+        waiting = [s for s in self.samples.values() if s.running is None]
+        stuck = any(self._is_stuck(self._need(s), None) or self._settles(s) for s in waiting)
+        free = not stuck and not any(s.aside for s in waiting)
+        longest = sample.ready_s == min(s.ready_s for s in waiting)
+        self.passed = self.passed + 1 if free and not longest else 0
+        if self.policy.guarded and self.options.starvation_dispatches:
+            assert self.passed < self.options.starvation_dispatches, "passed for too long"
+
+    def _pulled(self, sample: Sample, machine: Machine) -> int:
+        """Some machine has computed all tokens so far, or the prompt at least, and the pool has them."""
+        pooled = sample.held_tokens if sample.last_on else 0
+        if sample.prompt_on:
+            pooled = max(pooled, sample.event.prompt_tokens)
+        gap = pooled - sample.prefix_on(machine)
+        return gap if gap > self.options.placement.pull_margin_tokens else 0
+
     def _budget(self, sample: Sample) -> int:
         if not self.policy.divided or not sample.event.divisible:
             return sample.remaining_tokens
-        return min(self.options.chunk_tokens, sample.remaining_tokens)
+        longest = self.options.chunk_tokens
+        quarter, so_far = max(1, longest // 4), sample.generated_tokens
+        planned = {
+            "constant": longest,
+            "short_first": longest if so_far else quarter,
+            "growing": max(quarter, min(longest, so_far)),
+        }[self.options.chunk_plan]
+        return min(planned, sample.remaining_tokens)
 
     def _need(self, sample: Sample) -> int:
-        held = sample.event.prompt_tokens + sample.generated_tokens
-        return held + self._budget(sample)
+        return sample.held_tokens + self._budget(sample)
 
     def _settles(self, sample: Sample) -> bool:
-        """Whether it may not move yet."""
-        last = sample.last_on
-        here = last is not None and last.spec.engine_id in self.machines
+        """Whether it may pull nothing yet."""
+        here = sample.last_on in self.machines.values()
         return here and self.now_s < sample.ready_s + self.options.settle_s
 
     def _judge_rest(self) -> None:
@@ -234,21 +286,29 @@ class World:
         counts = self.core.statistics()
         assert counts.delivered == len(self.delivered)
         assert (counts.waiting, counts.in_flight) == (len(waiting), len(self.chunks))
-        settling = [sample for sample in waiting if self._settles(sample)]
-        settled = [self._need(sample) for sample in waiting if not self._settles(sample)]
+        settling = [sample for sample in waiting if self._may_settle(sample)]
+        settled = [self._need(sample) for sample in waiting if sample not in settling]
+        for sample in waiting:
+            able = any(machine.able(self._need(sample)) for machine in self.machines.values())
+            sample.aside = sample.aside or sample in settling or not able
         if self.policy.reserves:
             everyone = [self._need(sample) for sample in waiting]
             assert not settled or self._may_rest(settled, everyone)
-            if settling and not settled and not self.core.buffer.parked:
-                assert self.wake_s is not None or self._may_rest(everyone, everyone)
+            if settling and self.wake_s is None:
+                assert self._may_rest([self._need(sample) for sample in settling], everyone)
         else:
             assert not settled or not self.machines, "waits though nothing is reserved"
+
+    def _may_settle(self, sample: Sample) -> bool:
+        """Whether it may wait where it would fit: it would pull, and it is too early for that."""
+        pulls = any(self._pulled(sample, machine) for machine in self.machines.values())
+        return pulls and self._settles(sample)
 
     def _may_rest(self, needs: list[int], everyone: list[int]) -> bool:
         """Work-conserving: all that could move, or as many as are looked at, are stuck.
 
         Stuck means that it fits no engine but at most the one that is held; an engine is held for a
-        request that fits nowhere, could run there, and has no able engine with more free KV.
+        request that fits nowhere, could run there, and has no able engine with more room.
         """
         for held in (None, *self.machines.values()):
             stuck = [need for need in everyone if self._is_stuck(need, held)]
@@ -263,13 +323,14 @@ class World:
     def _holds(self, held: Machine, need: int) -> bool:
         able = [machine for machine in self.machines.values() if machine.able(need)]
         fits_nowhere = not any(machine.fits(need) for machine in able)
-        most = max((machine.free_tokens for machine in able), default=None)
-        return fits_nowhere and held in able and held.free_tokens == most
+        most = max((machine.room_tokens for machine in able), default=None)
+        return fits_nowhere and held in able and held.room_tokens == most
 
     # ---- the end ----
 
     def drain(self) -> None:
         """Give it an engine that takes everything, and let all engines answer."""
+        groups = list(self.core.buffer.groups.values())
         self.feed([EngineJoined(EngineSpec(EngineId("large"), 1 << 20, 1, 1 << 10, 1 << 20))])
         while self.chunks or self.wake_s is not None:
             self.now_s += self.options.settle_s
@@ -284,7 +345,22 @@ class World:
         assert not self.core.buffer.requests
         assert not self.core.buffer.groups
         assert not len(self.core.buffer.queue)
-        assert all(engine.reserved_tokens == 0 for engine in self.core.engines.values())
+        assert self.core.buffer.queue.pop() is None
+        assert not self.core.buffer.parked
+        assert not len(self.core.settling)
+        assert not any(group.underway or group.live or group.waiting_count for group in groups)
+        for engine in self.core.engines.values():
+            assert not engine.chunks
+            assert engine.reserved_tokens == 0
+
+    def leave(self) -> None:
+        """Let all engines leave: nothing of them stays."""
+        self.feed([EngineLeft(engine_id, "over") for engine_id in self.machines])
+        fleet = self.core.fleet
+        assert not fleet.engines
+        assert not any(fleet.counts)
+        assert fleet.by_load.first() is fleet.by_room.first() is None
+        assert not len(self.core.settling)
 
     def replay(self) -> None:
         """A fresh core that is told the same answers the same."""

@@ -17,7 +17,9 @@ class Dispatch(msgspec.Struct, frozen=True):
     engine_id: EngineId
     max_new_tokens: int
     came_from: EngineId | None = None
-    """The engine that ran the chunk before, if another than this one: its KV has to move."""
+    """The engine that ran the chunk before, if another than this one."""
+    pulled_tokens: int = 0
+    """Prefix KV to pull from the pool. 0 where the engine has it, or is to compute it itself."""
 
 
 class AbortChunk(msgspec.Struct, frozen=True):

@@ -1,11 +1,15 @@
 """The request buffer: every live request and group, and which of them wait (the paper's name)."""
 
 from itertools import count
+from math import log
 
 from seer_sgl.errors import IllegalEventError
+from seer_sgl.router.core.chunks import chunk_plan_named
+from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.core.policy import Policy
 from seer_sgl.router.core.queue import ReadyQueue
+from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.core.state import Engine, Group, Request
 from seer_sgl.types import GroupId, RequestId
 
@@ -13,10 +17,13 @@ from seer_sgl.types import GroupId, RequestId
 class RequestBuffer:
     """Requests from their arrival until they are delivered; a group lives as long as one of its own."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, settings: CoreSettings) -> None:
         self.groups: dict[GroupId, Group] = {}
         self.requests: dict[RequestId, Request] = {}
-        self.queue = ReadyQueue(policy)
+        self._policy, self._chunk_tokens = policy, settings.chunk_tokens
+        self._chunk_plan = chunk_plan_named(settings.chunk_plan)
+        self.context = LengthContext()
+        self.queue = ReadyQueue(policy, self.context)
         self.parked: dict[RequestId, Request] = {}
         """Requests that no present engine could hold; trying them again and again would cost every
         decision."""
@@ -50,16 +57,21 @@ class RequestBuffer:
         group.live += 1
         if event.max_new_tokens > group.max_new_tokens:
             group.max_new_tokens = event.max_new_tokens
-            self.queue.reorder(group)
+            self.queue.rerank(group)
         self.requests[event.request_id] = request
         self.wait(request, now_s)
 
     def wait(self, request: Request, now_s: float) -> None:
         """Put a request that is nowhere into the queue. The first one of a group becomes its probe."""
         group = request.group
-        if group.probe is None and not group.finished_tokens:
+        if self._policy.probes_first and group.probe is None and not group.finished_tokens:
             group.probe, request.is_probe = request, True
-        request.ready_since_s = now_s
+        request.ready_since_s, request.turn = now_s, 0
+        request.budget_tokens = request.remaining_tokens
+        if self._policy.divided and request.divisible:
+            planned = self._chunk_plan(request, self._chunk_tokens)
+            request.budget_tokens = min(planned, request.remaining_tokens)
+        request.need_tokens = request.held_tokens + request.budget_tokens
         self.queue.push(request)
 
     def park(self, request: Request) -> None:
@@ -71,7 +83,7 @@ class RequestBuffer:
         """Let all parked requests wait again: an engine has joined."""
         parked, self.parked = self.parked, {}
         for request in parked.values():
-            request.place = "nowhere"
+            request.place, request.turn = "nowhere", 0
             self.queue.push(request)
 
     def take(self, request: Request) -> None:
@@ -89,9 +101,18 @@ class RequestBuffer:
         group.prompt_on.add(engine)
         group.longest_tokens = max(group.longest_tokens, request.generated_tokens)
         complete = ended or request.remaining_tokens <= 0
+        _count_underway(request, 0 if complete else request.generated_tokens)
         if complete and not request.cancelled:
             group.finished_tokens = max(group.finished_tokens, request.generated_tokens)
-        self.queue.reorder(group)
+            group.finished_count += 1
+            length = log(max(1, request.generated_tokens))
+            group.finished_log_sum += length
+            group.finished_log_squares += length * length
+        if self._policy.learns:
+            self.context.learn(group)
+            group.listed_key = None
+            if complete or request.is_probe or request.cancelled:
+                self.queue.rerank(group)  # otherwise it is in a moment, when this request waits there
         return complete
 
     def forget(self, request: Request) -> None:
@@ -101,6 +122,8 @@ class RequestBuffer:
         """
         group = request.group
         del self.requests[request.request_id]
+        request.turn = 0
+        _count_underway(request, 0)
         group.live -= 1
         if not group.live:
             del self.groups[group.group_id]
@@ -112,3 +135,15 @@ class RequestBuffer:
             self.queue.discard(heir)
             group.probe, heir.is_probe = heir, True
             self.queue.push(heir)
+
+
+def _count_underway(request: Request, tokens: int) -> None:
+    """Count an unfinished sample under so many tokens in its group, and no longer under fewer."""
+    underway, before = request.group.underway, request.counted_tokens
+    request.counted_tokens = tokens
+    if before:
+        underway[before] -= 1
+        if not underway[before]:
+            del underway[before]
+    if tokens:
+        underway[tokens] = underway.get(tokens, 0) + 1

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome, Wake
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome
 from seer_sgl.router.core.buffer import RequestBuffer
 from seer_sgl.router.core.check import check_state
 from seer_sgl.router.core.events import (
@@ -27,11 +27,13 @@ from seer_sgl.router.core.events import (
     Submitted,
     Ticked,
 )
-from seer_sgl.router.core.placement import most_room, soonest_able
-from seer_sgl.router.core.policy import Policy, chunk_budget
+from seer_sgl.router.core.fleet import Fleet
+from seer_sgl.router.core.placement import tokens_to_pull
+from seer_sgl.router.core.policy import Policy
 from seer_sgl.router.core.settings import CoreSettings, Statistics
+from seer_sgl.router.core.settling import Settling
 from seer_sgl.router.core.state import Chunk, Engine, Request
-from seer_sgl.types import ChunkId, EngineId
+from seer_sgl.types import ChunkId
 
 
 class RouterCore:
@@ -40,11 +42,15 @@ class RouterCore:
     def __init__(self, policy: Policy, settings: CoreSettings | None = None) -> None:
         self.policy = policy
         self.settings = settings or CoreSettings()
-        self.engines: dict[EngineId, Engine] = {}
-        self.buffer = RequestBuffer(policy)
+        self.fleet = Fleet(self.settings.draft_tokens, policy.reserves)
+        self.engines = self.fleet.engines
+        self.buffer = RequestBuffer(policy, self.settings)
+        self.settling = Settling(self.buffer)
         self.chunks: dict[ChunkId, Chunk] = {}
         self._chunk_ids = count(1)
         self._dispatched = self._moved = self._delivered = 0
+        self._since_oldest = 0
+        """Dispatches since one of the request that had waited longest."""
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             Submitted: self._submitted,
             ChunkFinished: self._chunk_finished,
@@ -54,7 +60,6 @@ class RouterCore:
             EngineLeft: self._engine_left,
             Ticked: self._ticked,
         }
-        self._wake_s = 0.0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Take one event into account. `now_s` is any clock that never goes back."""
@@ -91,7 +96,7 @@ class RouterCore:
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold. O(n), for tests and idle moments."""
-        check_state(self.engines, self.chunks, self.buffer, self.policy.reserves)
+        check_state(self.fleet, self.chunks, self.buffer, self.policy.reserves)
 
     # ---- events ----
 
@@ -140,25 +145,29 @@ class RouterCore:
         if request.chunk is not None:
             # Its KV stays reserved until the engine says that the chunk has ended.
             return [AbortChunk(request.chunk.chunk_id, request.chunk.engine.engine_id)]
+        self.settling.discard(request)
         self.buffer.take(request)
         return self._deliver(request, "cancelled")
 
     def _engine_joined(self, event: EngineJoined, now_s: float) -> list[Action]:
         engine_id = event.engine.engine_id
         actions = self._engine_left(EngineLeft(engine_id, "started afresh"), now_s)
-        self.engines[engine_id] = Engine(event.engine, self.settings.draft_tokens)
-        self.buffer.unpark()
+        self.fleet.join(event.engine)
+        self.settling.end_all()
         return actions
 
     def _engine_left(self, event: EngineLeft, now_s: float) -> list[Action]:
-        engine = self.engines.pop(event.engine_id, None)
+        engine = self.engines.get(event.engine_id)
         if engine is None:
             return []
         lost = [ChunkFailed(chunk_id, event.reason) for chunk_id in engine.chunks]
-        return [action for failure in lost for action in self._chunk_failed(failure, now_s)]
+        actions = [action for failure in lost for action in self._chunk_failed(failure, now_s)]
+        self.fleet.leave(engine)
+        self.settling.end_all()
+        return actions
 
     def _ticked(self, _event: Ticked, _now_s: float) -> list[Action]:
-        self._wake_s = 0.0
+        self.settling.woken()
         return []
 
     # ---- decisions ----
@@ -168,57 +177,48 @@ class RouterCore:
 
         The first request that fits nowhere holds the engine that could take it soonest: nothing else
         goes there, so it cannot be passed for ever. Smaller ones behind it may use the other engines.
-        A request that would move before its KV has settled waits for a moment, and holds nothing.
+        A request that would pull KV before it has settled waits for a moment, and holds nothing.
         """
         actions: list[Action] = []
         blocked: list[Request] = []
-        settling: list[Request] = []
-        engines = list(self.engines.values())
-        room = most_room(engines, self.policy.reserves)
-        while room and len(blocked) < self.settings.look_ahead:
-            request = self.buffer.queue.pop()
+        queue, guard = self.buffer.queue, self.policy.guarded
+        self.settling.end_due(now_s)
+        room = self.fleet.room_tokens()
+        while room >= queue.least_need_tokens and len(blocked) < self.settings.look_ahead:
+            oldest = guard and 0 < self.settings.starvation_dispatches <= self._since_oldest + 1
+            request = (queue.pop_oldest() if oldest else None) or queue.pop()
             if request is None:
                 break
-            budget = chunk_budget(self.policy, request, self.settings.chunk_tokens)
-            need = request.held_tokens + budget
-            engine = None
-            if need <= room:  # spares a look at every engine where that cannot help
-                engine = self.policy.place(request, need, engines, self.settings.placement)
-            if engine is not None and self._must_settle(request, engine, now_s):
-                settling.append(request)
-            elif engine is not None:
-                actions.append(self._dispatch(request, engine, budget, need))
-                room = most_room(engines, self.policy.reserves)
-            elif self.policy.reserves and not any(e.could_hold(need) for e in self.engines.values()):
+            need, engine = request.need_tokens, None
+            if need <= room:
+                engine = self.policy.place(request, need, self.fleet, self.settings.placement)
+            if engine is None and self.fleet.could_hold(need):
+                if not blocked:
+                    self.fleet.hold_for(need)
+                    room = self.fleet.room_tokens()
+                blocked.append(request)
+            elif engine is None:
                 self.buffer.park(request)
             else:
-                blocked.append(request)
-                if len(blocked) == 1:
-                    held = soonest_able(engines, need)
-                    engines = [engine for engine in engines if engine is not held]
-                    room = most_room(engines, self.policy.reserves)
-        for request in (*blocked, *settling):
-            self.buffer.queue.push(request)
-        return actions + self._wake_for(settling, now_s)
+                pulled = tokens_to_pull(request, engine, self.settings.placement)
+                settle_s = self.settings.settle_s if pulled else 0.0
+                if not self.settling.set_aside(request, now_s, settle_s):
+                    actions.append(self._dispatch(request, engine, pulled))
+                    room = self.fleet.room_tokens()
+                    self._since_oldest = 0 if oldest else self._since_oldest + 1
+                    continue
+            guard = guard and not oldest  # one try a round, or it would bring the next oldest
+        self.fleet.let_go()
+        for request in blocked:
+            queue.push(request)
+        return actions + self.settling.wake(now_s)
 
-    def _must_settle(self, request: Request, engine: Engine, now_s: float) -> bool:
-        last = request.last_engine
-        if last is None or last is engine or last.engine_id not in self.engines:
-            return False
-        return now_s < request.ready_since_s + self.settings.settle_s
-
-    def _wake_for(self, settling: list[Request], now_s: float) -> list[Action]:
-        """One wake-up at a time is enough: it sets the next one."""
-        if not settling or now_s < self._wake_s:
-            return []
-        self._wake_s = min(r.ready_since_s for r in settling) + self.settings.settle_s
-        return [Wake(self._wake_s)]
-
-    def _dispatch(self, request: Request, engine: Engine, budget: int, need: int) -> Dispatch:
-        reserved = engine.reservation_for(need) if self.policy.reserves else 0
+    def _dispatch(self, request: Request, engine: Engine, pulled: int) -> Dispatch:
+        budget = request.budget_tokens
+        reserved = engine.reservation_for(request.need_tokens) if self.policy.reserves else 0
         chunk = Chunk(ChunkId(next(self._chunk_ids)), request, engine, budget, reserved)
-        engine.chunks[chunk.chunk_id] = self.chunks[chunk.chunk_id] = chunk
-        engine.reserved_tokens += reserved
+        self.chunks[chunk.chunk_id] = chunk
+        self.fleet.take(chunk)
         request.chunk, request.place = chunk, "in_flight"
         if self.policy.pinned:
             request.group.home = engine
@@ -232,13 +232,14 @@ class RouterCore:
             engine_id=engine.engine_id,
             max_new_tokens=budget,
             came_from=came_from.engine_id if came_from and moved else None,
+            pulled_tokens=pulled,
         )
 
     def _release(self, chunk: Chunk) -> Request:
         request = chunk.request
         del self.chunks[chunk.chunk_id]
-        del chunk.engine.chunks[chunk.chunk_id]
-        chunk.engine.reserved_tokens -= chunk.reserved_tokens
+        self.fleet.release(chunk)
+        self.settling.end_at(chunk.engine)
         request.chunk, request.place = None, "nowhere"
         return request
 

@@ -10,6 +10,8 @@ class CoreSettings(msgspec.Struct, frozen=True):
 
     chunk_tokens: int = 8192
     """Longest chunk (a summary of the paper's first version names 8K)."""
+    chunk_plan: str = "short_probe"
+    """How much of that a request gets, by its phase: a name of `CHUNK_PLANS`."""
     draft_tokens: int = 0
     """KV that speculative decoding takes on top of a chunk's own."""
     settle_s: float = 0.5
@@ -20,6 +22,9 @@ class CoreSettings(msgspec.Struct, frozen=True):
     """Chunks of one request that may fail in a row before it is given up."""
     look_ahead: int = 8
     """Waiting requests tried behind one that fits no engine."""
+    starvation_dispatches: int = 64
+    """Every so many dispatches the request that has waited longest goes first, whatever the policy's
+    order (the paper schedules under-served groups "occasionally"); 0 for never."""
     placement: PlacementSettings = PlacementSettings()
 
 

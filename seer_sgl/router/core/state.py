@@ -1,5 +1,5 @@
-"""What the core remembers: engines, groups, requests, chunks. Changed by `machine.py`, `buffer.py` and
-`queue.py` only.
+"""What the core remembers: engines, groups, requests, chunks. Changed by `machine.py`, `fleet.py`,
+`buffer.py` and `queue.py` only.
 
 A live request is in exactly one place: waiting in the queue, parked until an engine joins that can
 hold it, or in flight as one chunk on one engine.
@@ -19,10 +19,18 @@ class Engine:
 
     spec: EngineSpec
     draft_tokens: int = 0
+    number: int = 0
+    """Engines are numbered as they join."""
+    status: Literal["gone", "open", "held"] = "gone"
+    """Held: here, but nothing may go there now."""
+    version: int = 0
+    """Grows with every change, so that the fleet's indexes know what they say of it is void."""
     chunks: dict[ChunkId, Chunk] = field(default_factory=dict)
     reserved_tokens: int = 0
     capacity_tokens: int = field(init=False)
     """KV in whole pages: what is left of the last one cannot be used."""
+    room_tokens: int = 0
+    """`room_now`, kept by the fleet: decisions ask for it again and again."""
 
     @property
     def engine_id(self) -> EngineId:
@@ -49,13 +57,25 @@ class Engine:
         """Whether it fits this engine when nothing else runs."""
         return tokens <= self.capacity_tokens
 
+    def room_now(self) -> int:
+        """The longest request that fits now: `reservation_for` it is at most what is free.
+
+        What is free is whole pages, as the capacity and all reservations are.
+        """
+        if len(self.chunks) >= self.spec.max_running_requests:
+            return 0
+        if not self.reserved_tokens:
+            return self.capacity_tokens
+        return max(0, self.capacity_tokens - self.reserved_tokens - self.draft_tokens)
+
     def fits(self, tokens: int) -> bool:
         """Whether it fits now."""
-        return (
-            len(self.chunks) < self.spec.max_running_requests
-            and tokens <= self.capacity_tokens
-            and self.reservation_for(tokens) <= self.capacity_tokens - self.reserved_tokens
-        )
+        return tokens <= self.room_tokens
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests in flight, then reserved tokens: smaller is less loaded."""
+        return len(self.chunks), self.reserved_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -76,12 +96,25 @@ class Group:
     prompt_on: set[Engine] = field(default_factory=set)
     """Engines that have computed the prompt. One that is gone never matches again: an engine that comes
     back is another object, as its memory is."""
-    waiting: list[tuple[int, Request]] = field(default_factory=list)
-    """Heap by arrival, owned by the queue."""
+    finished_count: int = 0
+    finished_log_sum: float = 0.0
+    finished_log_squares: float = 0.0
+    """Sums of the logarithms of the finished samples' lengths, and of their squares."""
+    underway: dict[int, int] = field(default_factory=dict)
+    """Output so far, and how many unfinished samples have so much; those without any left out."""
+    log_mean: float = 0.0
+    log_variance: float = 0.0
+    """What is known of the mean of the logarithms of its lengths; variance 0 while nothing is."""
+    learned: tuple[float, float, int, float] | None = None
+    """The group's share in what is common to all, owned by the context."""
+    waiting: list[tuple[float, int, Request]] = field(default_factory=list)
+    """Heap in the policy's order, owned by the queue."""
     waiting_count: int = 0
     entry: int = 0
     """Number of its newest entry in the queue's heap; older ones are void."""
-    listed_rank: int | None = None
+    listed_key: float | None = None
+    """The key of the request that it was ranked for; None where the rank is to be worked out anew."""
+    listed_rank: float | None = None
     """Rank of that entry, None while there is none."""
 
 
@@ -96,6 +129,8 @@ class Request:
     max_new_tokens: int
     divisible: bool
     generated_tokens: int = 0
+    counted_tokens: int = 0
+    """Under which it counts in its group's `underway`; 0 where it does not."""
     is_probe: bool = False
     cancelled: bool = False
     failures: int = 0
@@ -104,6 +139,14 @@ class Request:
     chunk: Chunk | None = None
     last_engine: Engine | None = None
     ready_since_s: float = 0.0
+    budget_tokens: int = 0
+    """What the next chunk may bring."""
+    need_tokens: int = 0
+    """KV that the next chunk may grow to."""
+    listed: tuple[str, float] | None = None
+    """The heap and key under which the queue has an entry of it, which may be void for the moment."""
+    turn: int = 0
+    """Its number among all that wait, by when they began to; 0 while it has none."""
 
     @property
     def held_tokens(self) -> int:
@@ -113,6 +156,13 @@ class Request:
     @property
     def remaining_tokens(self) -> int:
         return self.max_new_tokens - self.generated_tokens
+
+    @property
+    def pooled_tokens(self) -> int:
+        """Tokens of this request's prefix whose KV some engine has computed and written to the pool."""
+        if self.last_engine is not None:
+            return self.held_tokens
+        return self.prompt_tokens if self.group.prompt_on else 0
 
     def prefix_on(self, engine: Engine) -> int:
         """Tokens of this request's prefix that the engine has computed."""

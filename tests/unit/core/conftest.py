@@ -5,30 +5,31 @@ from typing import Any, Protocol
 
 import pytest
 
-from seer_sgl.router.core import RouterCore, policy_named
+from seer_sgl.router.core import Policy, RouterCore, policy_named
 from seer_sgl.router.core.events import EngineJoined
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import EngineSpec
 
 pytest.register_assert_rewrite("tests.unit.core.table")
 
+PLAIN = {"chunk_tokens": 50, "chunk_plan": "constant", "settle_s": 0.0}
+
 
 class MakeCore(Protocol):
-    def __call__(self, policy: str, *engines: EngineSpec, **settings: Any) -> RouterCore: ...
+    def __call__(self, policy: str | Policy, *engines: EngineSpec, **settings: Any) -> RouterCore: ...
 
 
 @pytest.fixture
 def make_core() -> Iterator[MakeCore]:
-    """Build a core: policy, engines that have joined, `CoreSettings` by name.
+    """Build a core: policy or its name, engines that have joined, `CoreSettings` by name.
 
-    Unless told otherwise chunks are 50 tokens long and KV settles at once.
+    Unless told otherwise all chunks are 50 tokens long and KV settles at once.
     """
     cores: list[RouterCore] = []
 
-    def make(policy: str, *engines: EngineSpec, **settings: Any) -> RouterCore:
-        core = RouterCore(
-            policy_named(policy), CoreSettings(**{"chunk_tokens": 50, "settle_s": 0.0, **settings})
-        )
+    def make(policy: str | Policy, *engines: EngineSpec, **settings: Any) -> RouterCore:
+        chosen = policy_named(policy) if isinstance(policy, str) else policy
+        core = RouterCore(chosen, CoreSettings(**{**PLAIN, **settings}))
         cores.append(core)
         for spec in engines:
             assert core.handle(EngineJoined(spec), 0.0) == []

@@ -70,10 +70,10 @@ def left(engine_id: str) -> EngineLeft:
 
 
 def dispatch(
-    chunk: int, name: str, tokens: int, on: str = "a", came_from: str | None = None
+    chunk: int, name: str, tokens: int, on: str = "a", came_from: str | None = None, pulled: int = 0
 ) -> Dispatch:
     origin = None if came_from is None else EngineId(came_from)
-    return Dispatch(ChunkId(chunk), RequestId(name), EngineId(on), tokens, origin)
+    return Dispatch(ChunkId(chunk), RequestId(name), EngineId(on), tokens, origin, pulled)
 
 
 def abort(chunk: int, on: str = "a") -> AbortChunk:

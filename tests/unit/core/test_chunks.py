@@ -2,6 +2,7 @@
 
 import pytest
 
+from seer_sgl.errors import StartError
 from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import (
     all_submitted,
@@ -95,3 +96,33 @@ def test_a_chunk_may_be_answered_together_with_arrivals(make_core: MakeCore) -> 
             ),
         ],
     )
+
+
+@pytest.mark.parametrize(
+    ("plan", "probe", "sibling"),
+    [
+        ("constant", [40, 40, 40], [40, 40]),
+        ("short_probe", [10, 10, 10], [40, 40]),
+        ("short_first", [10, 40, 40], [10, 40]),
+        ("growing", [10, 10, 20], [10, 10]),
+    ],
+)
+def test_the_plan_says_how_long_each_chunk_is(
+    make_core: MakeCore, plan: str, probe: list[int], sibling: list[int]
+) -> None:
+    core = make_core("seer", engine("a", slots=2), chunk_tokens=40, chunk_plan=plan)
+    first = [dispatch(1, "g.0", probe[0]), dispatch(2, "g.1", sibling[0])]
+    play(
+        core,
+        [
+            (all_submitted("g.0 g.1"), [*first]),
+            (finished(1, probe[0]), [dispatch(3, "g.0", probe[1])]),
+            (finished(2, sibling[0]), [dispatch(4, "g.1", sibling[1])]),
+            (finished(3, probe[1]), [dispatch(5, "g.0", min(probe[2], 100 - sum(probe[:2])))]),
+        ],
+    )
+
+
+def test_an_unknown_plan_names_those_there_are(make_core: MakeCore) -> None:
+    with pytest.raises(StartError, match=r"'best'.*: constant, short_probe, short_first, growing$"):
+        make_core("seer", chunk_plan="best")

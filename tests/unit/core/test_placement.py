@@ -2,7 +2,8 @@
 
 import pytest
 
-from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix, group_home
+from seer_sgl.router.core.fleet import LOOKS, Fleet
+from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix, group_home, least_loaded
 from seer_sgl.router.core.state import Chunk, Engine, Group, Request
 from seer_sgl.types import ChunkId, GroupId, RequestId
 from tests.unit.core.conftest import MakeCore
@@ -12,12 +13,27 @@ NEED = 100
 SETTINGS = PlacementSettings(max_spread_requests=4)
 
 
-def busy(name: str, load: int, reserved: int = 0, slots: int = 64) -> Engine:
-    """An engine with `load` chunks of somebody else's that hold `reserved` tokens."""
-    it = Engine(engine(name, kv=10_000, slots=slots), reserved_tokens=reserved)
-    other = new_request()
-    it.chunks = {ChunkId(i): Chunk(ChunkId(i), other, it, 1, 0) for i in range(load)}
-    return it
+class Fleets:
+    """A fleet whose engines have chunks of somebody else's, and are known by name."""
+
+    def __init__(self, reserves: bool = True) -> None:
+        self.fleet = Fleet(reserves=reserves)
+        self.chunks = 0
+
+    def busy(self, name: str, load: int, reserved: int = 0, slots: int = 64) -> Engine:
+        """An engine with `load` chunks, of which the last holds `reserved` tokens."""
+        spec = engine(name, kv=10_000, slots=slots)
+        self.fleet.join(spec)
+        it = self.fleet.engines[spec.engine_id]
+        for left in reversed(range(load)):
+            self.chunks += 1
+            chunk = Chunk(ChunkId(self.chunks), new_request(), it, 1, 0 if left else reserved)
+            self.fleet.take(chunk)
+        return it
+
+    def place(self, request: Request) -> str | None:
+        chosen = balanced_prefix(request, NEED, self.fleet, SETTINGS)
+        return None if chosen is None else chosen.engine_id
 
 
 def new_request() -> Request:
@@ -25,21 +41,27 @@ def new_request() -> Request:
     return Request(RequestId("g.0"), group, seq=1, prompt_tokens=50, max_new_tokens=100, divisible=True)
 
 
-def place(request: Request, engines: list[Engine]) -> str | None:
-    chosen = balanced_prefix(request, NEED, engines, SETTINGS)
-    return None if chosen is None else chosen.engine_id
+@pytest.fixture
+def fleets() -> Fleets:
+    return Fleets()
 
 
 @pytest.mark.parametrize(
     ("load_a", "load_b", "chosen"),
     [(0, 0, "a"), (1, 0, "b"), (3, 5, "a"), (5, 3, "b"), (40, 1, "b")],
 )
-def test_a_new_request_goes_to_the_least_loaded(load_a: int, load_b: int, chosen: str) -> None:
-    assert place(new_request(), [busy("a", load_a), busy("b", load_b)]) == chosen
+def test_a_new_request_goes_to_the_least_loaded(
+    fleets: Fleets, load_a: int, load_b: int, chosen: str
+) -> None:
+    fleets.busy("a", load_a)
+    fleets.busy("b", load_b)
+    assert fleets.place(new_request()) == chosen
 
 
-def test_reserved_tokens_decide_between_equal_loads() -> None:
-    assert place(new_request(), [busy("a", 2, reserved=900), busy("b", 2, reserved=800)]) == "b"
+def test_reserved_tokens_decide_between_equal_loads(fleets: Fleets) -> None:
+    fleets.busy("a", 2, reserved=900)
+    fleets.busy("b", 2, reserved=800)
+    assert fleets.place(new_request()) == "b"
 
 
 @pytest.mark.parametrize(
@@ -47,35 +69,70 @@ def test_reserved_tokens_decide_between_equal_loads() -> None:
     [(0, 0, "home"), (4, 0, "home"), (5, 0, "other"), (5, 1, "home"), (64, 60, "other")],
     ids=["idle", "balanced", "unbalanced", "balanced again", "home is full"],
 )
-def test_the_prefix_wins_while_load_is_balanced(load_home: int, load_other: int, chosen: str) -> None:
-    home, other = busy("home", load_home), busy("other", load_other)
+def test_the_prefix_wins_while_load_is_balanced(
+    fleets: Fleets, load_home: int, load_other: int, chosen: str
+) -> None:
+    fleets.busy("other", load_other)
     request = new_request()
-    request.last_engine, request.generated_tokens = home, 30
-    assert place(request, [other, home]) == chosen
+    request.last_engine, request.generated_tokens = fleets.busy("home", load_home), 30
+    assert fleets.place(request) == chosen
 
 
-def test_few_slots_are_unbalanced_at_a_quarter_of_them() -> None:
-    home, other = busy("home", 3, slots=8), busy("other", 0, slots=8)
+@pytest.mark.parametrize(("load_other", "chosen"), [(0, "other"), (1, "home")])
+def test_few_slots_are_unbalanced_at_a_quarter_of_them(
+    fleets: Fleets, load_other: int, chosen: str
+) -> None:
     request = new_request()
-    request.last_engine, request.generated_tokens = home, 30
-    assert place(request, [home, other]) == "other"
-    assert place(request, [busy("x", 1, slots=8), home]) == "home"
+    request.last_engine, request.generated_tokens = fleets.busy("home", 3, slots=8), 30
+    fleets.busy("other", load_other, slots=8)
+    assert fleets.place(request) == chosen
 
 
-def test_the_longest_prefix_beats_a_siblings_prompt() -> None:
-    home, sibling, other = busy("home", 2), busy("sibling", 1), busy("other", 0)
+def test_the_longest_prefix_beats_a_siblings_prompt(fleets: Fleets) -> None:
+    fleets.busy("other", 0)
+    sibling, home = fleets.busy("sibling", 1), fleets.busy("home", 2)
     request = new_request()
     request.group.prompt_on = {sibling, home}
-    assert place(request, [home, sibling, other]) == "sibling", "equal prefixes: the less loaded"
+    assert fleets.place(request) == "sibling", "equal prefixes: the less loaded"
     request.last_engine, request.generated_tokens = home, 30
-    assert place(request, [other, sibling, home]) == "home"
+    assert fleets.place(request) == "home"
 
 
-@pytest.mark.parametrize(
-    "engines", [[], [busy("a", 64)], [busy("a", 0, reserved=9_901)]], ids=["none", "slots", "tokens"]
-)
-def test_no_engine_with_room_is_none(engines: list[Engine]) -> None:
-    assert place(new_request(), engines) is None
+def test_an_engine_that_is_gone_or_held_gets_nothing(fleets: Fleets) -> None:
+    home, other = fleets.busy("home", 0), fleets.busy("other", 1)
+    request = new_request()
+    request.last_engine, request.generated_tokens = home, 30
+    fleets.fleet.hold_for(NEED)
+    assert fleets.place(request) == "other"
+    fleets.fleet.let_go()
+    assert fleets.place(request) == "home"
+    fleets.fleet.leave(home)
+    assert fleets.place(request) == other.engine_id
+
+
+@pytest.mark.parametrize("full", [[], [(64, 0)], [(1, 9_901)]], ids=["none", "slots", "tokens"])
+def test_no_engine_with_room_is_none(fleets: Fleets, full: list[tuple[int, int]]) -> None:
+    for load, reserved in full:
+        fleets.busy("a", load, reserved)
+    assert fleets.place(new_request()) is None
+
+
+def test_where_the_least_loaded_are_full_the_one_with_most_room_is_taken(fleets: Fleets) -> None:
+    for number in range(LOOKS + 2):
+        fleets.busy(f"full{number}", 1, reserved=9_950)
+    fleets.busy("some", 2, reserved=9_000)
+    fleets.busy("most", 3, reserved=8_000)
+    assert fleets.place(new_request()) == "most"
+    fleets.busy("idle", 0)
+    assert fleets.place(new_request()) == "idle"
+
+
+def test_least_loaded_counts_requests_where_nothing_is_reserved() -> None:
+    fleets = Fleets(reserves=False)
+    home, other = fleets.busy("home", 70), fleets.busy("other", 69)
+    request = new_request()
+    request.last_engine = home
+    assert least_loaded(request, 1 << 40, fleets.fleet, SETTINGS) is other
 
 
 def test_a_sample_goes_where_a_sibling_has_computed_the_prompt(make_core: MakeCore) -> None:
@@ -91,15 +148,18 @@ def test_a_sample_goes_where_a_sibling_has_computed_the_prompt(make_core: MakeCo
 
 
 def test_group_home_is_where_the_group_began_whatever_the_load() -> None:
-    home, other, gone = busy("home", 9), busy("other", 0), busy("gone", 0)
+    fleets = Fleets(reserves=False)
     request = new_request()
 
-    def home_of(engines: list[Engine]) -> Engine | None:
-        return group_home(request, NEED, engines, SETTINGS)
+    def home_of() -> Engine | None:
+        return group_home(request, NEED, fleets.fleet, SETTINGS)
 
-    assert home_of([home, other]) is other, "a group without a home: the least loaded"
+    assert home_of() is None
+    home, other = fleets.busy("home", 9), fleets.busy("other", 0)
+    assert home_of() is other, "a group without a home: the least loaded"
     request.group.home = home
-    assert home_of([home, other]) is home
-    request.group.home = gone
-    assert home_of([home, other]) is other
-    assert home_of([]) is None
+    assert home_of() is home
+    for chunk in list(home.chunks.values()):
+        fleets.fleet.release(chunk)
+    fleets.fleet.leave(home)
+    assert home_of() is other

@@ -5,6 +5,7 @@ import pytest
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core.actions import Wake
 from seer_sgl.router.core.events import Ticked
+from seer_sgl.router.core.placement import PlacementSettings
 from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import (
     all_submitted,
@@ -19,9 +20,11 @@ from tests.unit.core.table import (
     submitted,
 )
 
+ALWAYS_PULL = PlacementSettings(pull_margin_tokens=0)
+
 
 def test_a_move_waits_until_the_kv_has_settled(make_core: MakeCore) -> None:
-    core = make_core("divided", engine("a", slots=4), settle_s=0.5)
+    core = make_core("divided", engine("a", slots=4), settle_s=0.5, placement=ALWAYS_PULL)
     play(
         core,
         [
@@ -32,11 +35,11 @@ def test_a_move_waits_until_the_kv_has_settled(make_core: MakeCore) -> None:
         now_s=10.0,
     )
     play(core, [(Ticked(), [Wake(10.5)])], now_s=10.4)
-    play(core, [(Ticked(), [dispatch(4, "g.0", 50, "b", "a")])], now_s=10.5)
+    play(core, [(Ticked(), [dispatch(4, "g.0", 50, "b", "a", pulled=60)])], now_s=10.5)
 
 
 def test_one_wake_up_serves_all_and_the_settled_do_not_wait(make_core: MakeCore) -> None:
-    core = make_core("divided", engine("a", slots=4), settle_s=0.5)
+    core = make_core("divided", engine("a", slots=4), settle_s=0.5, placement=ALWAYS_PULL)
     names = "g.0 h.0 k.0 l.0"
     play(
         core,
@@ -51,15 +54,63 @@ def test_one_wake_up_serves_all_and_the_settled_do_not_wait(make_core: MakeCore)
     )
 
 
+@pytest.mark.parametrize(("margin", "waits"), [(59, True), (60, False)])
+def test_a_move_that_pulls_nothing_does_not_wait(make_core: MakeCore, margin: int, waits: bool) -> None:
+    settings = PlacementSettings(pull_margin_tokens=margin)
+    core = make_core("divided", engine("a", slots=4), settle_s=0.5, placement=settings)
+    names = "g.0 h.0 k.0"
+    moved = dispatch(4, "g.0", 50, "b", "a")
+    play(
+        core,
+        [
+            (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
+            (joined(engine("b", slots=4)), []),
+            (finished(1, 50), [Wake(10.5) if waits else moved]),
+        ],
+        now_s=10.0,
+    )
+
+
+def test_a_request_that_waits_to_move_may_be_cancelled(make_core: MakeCore) -> None:
+    core = make_core("divided", engine("a", slots=4), settle_s=0.5, placement=ALWAYS_PULL)
+    names = "g.0 h.0 k.0"
+    play(
+        core,
+        [
+            (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
+            (joined(engine("b", slots=4)), []),
+            (finished(1, 50), [Wake(10.5)]),
+            (cancelled("g.0"), [deliver("g.0", "cancelled")]),
+        ],
+        now_s=10.0,
+    )
+    play(core, [(Ticked(), [])], now_s=10.5)
+
+
+def test_a_new_sample_pulls_a_long_prompt_that_a_sibling_has_computed(make_core: MakeCore) -> None:
+    play(
+        make_core("divided", engine("a", slots=4), settle_s=0.5),
+        [
+            (submitted("g.0", prompt=600), [dispatch(1, "g.0", 50)]),
+            (submitted("h.0"), [dispatch(2, "h.0", 50)]),
+            (submitted("h.1"), [dispatch(3, "h.1", 50)]),
+            (finished(1, 9), [dispatch(4, "g.0", 50)]),
+            (joined(engine("b", slots=4)), []),
+            (submitted("g.1", prompt=600), [dispatch(5, "g.1", 50, on="b", pulled=600)]),
+        ],
+        now_s=10.0,
+    )
+
+
 def test_an_engine_that_is_gone_is_not_waited_for(make_core: MakeCore) -> None:
-    core = make_core("divided", engine("a", slots=2), settle_s=0.5)
+    core = make_core("divided", engine("a", slots=2), settle_s=0.5, placement=ALWAYS_PULL)
     play(
         core,
         [
             (submitted("g.0"), [dispatch(1, "g.0", 50)]),
             (finished(1, 50), [dispatch(2, "g.0", 50)]),
             (left("a"), []),
-            (joined(engine("b")), [dispatch(3, "g.0", 50, "b", "a")]),
+            (joined(engine("b")), [dispatch(3, "g.0", 50, "b", "a", pulled=60)]),
         ],
         now_s=10.0,
     )
