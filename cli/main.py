@@ -5,8 +5,10 @@ import typer
 from .demo import demo
 from .doctor import doctor
 from .join import join
+from .profile import profile
 from .rollout import rollout
 from .serve import serve
+from .sim import sim
 
 app = typer.Typer(
     name="seer-sgl",
@@ -21,5 +23,7 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": False}
 app.command(context_settings=_PASS_ON)(serve)
 app.command(context_settings=_PASS_ON)(join)
 app.command()(rollout)
+app.command()(profile)
 app.command()(demo)
+app.command()(sim)
 app.command()(doctor)

@@ -1,10 +1,10 @@
-"""Runs a command's coroutine: Ctrl-C and SIGTERM end it in order, errors become one clear message."""
+"""Runs a command: Ctrl-C and SIGTERM end it in order, errors become one clear message."""
 
 import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import typer
@@ -27,13 +27,22 @@ def run_until_signal(work: Coroutine[Any, Any, int]) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
+    with errors_reported():
         status = asyncio.run(_cancelled_by_signal(work))
+    raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def errors_reported() -> Iterator[None]:
+    """What a command's work raises on purpose becomes its message and exit code."""
+    try:
+        yield
     except BaseExceptionGroup as group:
         raise typer.Exit(_report(_first_of_ours(group))) from None
     except SeerError as error:
         raise typer.Exit(_report(error)) from None
-    raise typer.Exit(status)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 async def _cancelled_by_signal(work: Coroutine[Any, Any, int]) -> int:

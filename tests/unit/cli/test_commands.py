@@ -53,7 +53,7 @@ def test_a_taken_port(taken: str) -> None:
 
 def test_an_unknown_policy() -> None:
     result = command("serve", "--engines", 0, "--no-pool", "--policy", "fast")
-    assert_one_line(result, "'fast'", "fifo_group, divided, seer")
+    assert_one_line(result, "'fast'", "fifo_group, least_loaded, divided, seer")
 
 
 def test_another_sglang_version(monkeypatch: pytest.MonkeyPatch) -> None:
