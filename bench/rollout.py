@@ -1,7 +1,8 @@
 """Rollouts of the small model on two real SGLang servers, one scheduling policy after the other.
 
 The servers run throughout; each policy has a router of its own and a cache namespace of its own, so that
-none finds what another has computed.
+none finds what another has computed. Before that they are profiled; beside the time of each rollout
+stands what a simulation from the profile says of it (`predicted_s`), given the lengths of its samples.
 
     python -m bench.rollout --json out.json [--quick]
 """
@@ -14,23 +15,30 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import msgspec
 
+from bench.predict import Forecaster, level_with, prediction_figures
 from bench.report import Report, Row, finish
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine.process import free_port
 from seer_sgl.head import HeadConfig, running_head
 from seer_sgl.rollout.client import Prompt, Rollout, SampleResult, run_rollout
+from seer_sgl.rollout.profile import profile_servers
 from seer_sgl.rollout.report import report_on
 from seer_sgl.router.core import POLICIES, policy_named
+from seer_sgl.sim.model import EngineModel
 from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts, reward
 from seer_sgl.testing.cluster import attached_router
 
 PAGE_TOKENS = 16
+MAX_NEW_TOKENS = 4000
+
+Run: TypeAlias = dict[str, Any]
+"""A row of the report, of one round."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -43,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     kv_tokens: int
     max_running: int
     pad_layers: int
+    quick: bool
 
 
 def main() -> None:
@@ -55,10 +64,15 @@ def main() -> None:
         kv_tokens=args.kv_tokens,
         max_running=args.max_running,
         pad_layers=args.pad_layers,
+        quick=args.quick,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        rows = asyncio.run(_measure(settings, Path(scratch)))
-    finish(Report("bench.rollout", rows, _figures(rows)), args.json)
+        runs = asyncio.run(_measure(settings, Path(scratch)))
+    measured_s = {name: [run["seconds"] for run in runs[name]] for name in runs}
+    predicted_s = {name: [run["predicted_s"] for run in runs[name]] for name in runs}
+    rows = [_middle(runs[name], level_with(name, measured_s)) for name in runs]
+    figures = _figures(rows) | prediction_figures(measured_s, predicted_s)
+    finish(Report("bench.rollout", rows, figures), args.json)
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,23 +89,26 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _measure(settings: Settings, scratch: Path) -> list[Row]:
+async def _measure(settings: Settings, scratch: Path) -> dict[str, list[Run]]:
+    """The runs of each policy, a round each."""
     node_args = ("--kv-tokens", str(settings.kv_tokens), "--max-running", str(settings.max_running))
     router = RouterConfig(http_port=free_port(), agent_port=free_port(), model=_model(settings, scratch))
     config = HeadConfig(router, engines=2, log_dir=scratch / "logs", node_args=node_args)
-    runs: dict[str, list[Row]] = {name: [] for name in POLICIES}
+    runs: dict[str, list[Run]] = {name: [] for name in POLICIES}
     async with running_head(config, _say) as head:
         urls = [member.card.url for member in head.service.roster.members.values()]
-        warm_up = msgspec.structs.replace(settings, groups=2)
-        await _run(urls, "divided", -1, warm_up)
+        profile = await profile_servers(urls, quick=settings.quick, say=_say)
+        bench = _Bench(urls, settings, profile.fit.engine)
+        await bench.run("divided", -1, groups=2)
         names = list(POLICIES)
         for number in range(settings.rounds):
-            # Each policy is first, middle and last once: a machine that warms or slows favours none.
-            for name in names[number % 3 :] + names[: number % 3]:
-                run = await _run(urls, name, number, settings)
+            # Each policy comes early and late: a machine that warms or slows favours none.
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                run = await bench.run(name, number, settings.groups)
                 runs[name].append(run)
-                _say(f"round {number + 1}, {name}: {run['tokens_per_s']:.0f} tokens/s")
-    return [_middle(runs[name]) for name in POLICIES]
+                told = f"{run['tokens_per_s']:.0f} tokens/s, {run['seconds']:.1f} s"
+                _say(f"round {number + 1}, {name}: {told}, predicted {run['predicted_s']:.1f} s")
+    return runs
 
 
 def _model(settings: Settings, scratch: Path) -> str:
@@ -104,26 +121,37 @@ def _model(settings: Settings, scratch: Path) -> str:
     return str(twin)
 
 
-async def _run(urls: list[str], policy: str, number: int, settings: Settings) -> Row:
-    """One rollout under one policy, on servers with empty caches."""
-    async with httpx.AsyncClient(timeout=60.0) as client:
-        for url in urls:
-            (await client.post(f"{url}/flush_cache")).raise_for_status()
-    problems = prompts(settings.groups, seed=number + 1)
-    texts = {f"problem-{index}": text for index, text in enumerate(problems)}
-    async with attached_router(urls, policy_named(policy), settings.chunk_tokens) as (url, _):
-        rollout = Rollout(
-            url,
-            [Prompt(name, text) for name, text in texts.items()],
-            settings.group_size,
-            {"max_new_tokens": 4000, "temperature": 1.0},
-            {"cache_salt": f"{policy}-{number}"},
-        )
-        results = [result async for result in run_rollout(rollout)]
-    return _row(policy, results, texts, settings)
+class _Bench:
+    """Servers, what is run on them, and what their profile says of it."""
+
+    def __init__(self, urls: list[str], settings: Settings, engine: EngineModel) -> None:
+        self._urls, self._settings, self._engine = urls, settings, engine
+
+    async def run(self, policy: str, number: int, groups: int) -> Run:
+        """One rollout under one policy, on servers with empty caches."""
+        async with httpx.AsyncClient(timeout=60.0) as client:
+            for url in self._urls:
+                (await client.post(f"{url}/flush_cache")).raise_for_status()
+        problems = prompts(groups, seed=number + 1)
+        texts = {f"problem-{index}": text for index, text in enumerate(problems)}
+        chunk_tokens = self._settings.chunk_tokens
+        async with attached_router(self._urls, policy_named(policy), chunk_tokens) as (url, service):
+            rollout = Rollout(
+                url,
+                [Prompt(name, text) for name, text in texts.items()],
+                self._settings.group_size,
+                {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 1.0},
+                {"cache_salt": f"{policy}-{number}"},
+            )
+            results = [result async for result in run_rollout(rollout)]
+        forecaster = Forecaster(self._engine, len(self._urls), service.core.settings, MAX_NEW_TOKENS)
+        answered = [result for result in results if result.status == 200]
+        predicted = forecaster.predict(policy, answered, list(texts))
+        row = _row(policy, results, texts, groups * self._settings.group_size)
+        return {**row, "predicted_s": predicted.makespan_s}
 
 
-def _row(policy: str, results: list[SampleResult], texts: dict[str, str], settings: Settings) -> Row:
+def _row(policy: str, results: list[SampleResult], texts: dict[str, str], samples: int) -> Run:
     rewards = [reward(texts[r.group_id], r.text) for r in results if r.status == 200]
     report = report_on(results, PAGE_TOKENS, rewards)
     answers = Counter((result.group_id, result.sample) for result in results if result.status == 200)
@@ -133,7 +161,7 @@ def _row(policy: str, results: list[SampleResult], texts: dict[str, str], settin
         **{name: shown[name] for name in ("tokens_per_s", "seconds", "tail_s", "tokens", "chunks")},
         **{name: shown[name] for name in ("moved_chunks", "prefix_found_share", "pool_share")},
         **{name: shown[name] for name in ("retractions", "reward")},
-        "lost": settings.groups * settings.group_size - len(answers),
+        "lost": samples - len(answers),
         "duplicated": sum(count - 1 for count in answers.values()),
         "patched": sum(_does_not_add_up(result) for result in results if result.status == 200),
     }
@@ -145,17 +173,19 @@ def _does_not_add_up(result: SampleResult) -> bool:
     return sum(chunk["new_tokens"] for chunk in chunks) != len(result.output_ids)
 
 
-def _middle(runs: list[Row]) -> Row:
-    """Medians of speeds and shares over the rounds, sums of what must not happen."""
+def _middle(runs: list[Run], level: list[str]) -> Row:
+    """Medians of times and shares over the rounds, sums of what must not happen."""
     first = runs[0]
-    merged: Row = {"policy": first["policy"], "rounds": len(runs)}
+    merged: Run = {"policy": first["policy"], "rounds": len(runs)}
     for name, value in first.items():
         values: list[Any] = [run[name] for run in runs if run[name] is not None]
         if name in ("retractions", "lost", "duplicated", "patched"):
             merged[name] = sum(values)
         elif not isinstance(value, str):
             merged[name] = statistics.median(values) if values else None
-    return merged
+            if name == "predicted_s":
+                merged["error"] = statistics.median(values) / merged["seconds"] - 1
+    return {**merged, "level_with": ", ".join(level)}
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:
