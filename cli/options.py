@@ -21,8 +21,12 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port of the rout
 AgentPort = Annotated[
     int, typer.Option(min=1, max=65535, help="ZeroMQ port that engines of all nodes dial.")
 ]
-PolicyName = Annotated[str, typer.Option(help="fifo_group, divided or seer.")]
+PolicyName = Annotated[str, typer.Option(help="fifo_group, least_loaded, divided or seer.")]
 ChunkTokens = Annotated[int, typer.Option(min=1, help="Longest chunk, in tokens.")]
+PullMargin = Annotated[
+    int,
+    typer.Option(min=0, help="An engine that lacks no more of a prefix, in tokens, computes it again."),
+]
 
 
 def small_model() -> str:

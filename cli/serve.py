@@ -23,6 +23,7 @@ def serve(
     agent_port: options.AgentPort = 30001,
     policy: options.PolicyName = "seer",
     chunk_tokens: options.ChunkTokens = 8192,
+    pull_margin_tokens: options.PullMargin = 512,
     kv_tokens: options.KvTokens = None,
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
@@ -44,6 +45,7 @@ def serve(
         agent_port=agent_port,
         policy=policy,
         chunk_tokens=chunk_tokens,
+        pull_margin_tokens=pull_margin_tokens,
         model=model or options.small_model(),
         engine_args=tuple(context.args),
     )

@@ -19,6 +19,9 @@ class RouterConfig(msgspec.Struct, frozen=True):
     chunk_tokens: int = 8192
     settle_s: float = 0.5
     """How long a chunk's KV may take to be in the pool; no request moves sooner."""
+    pull_margin_tokens: int = 512
+    """An engine that lacks more of a chunk's prefix than this pulls it from the pool; less of it is
+    computed again, at once. 0 always pulls."""
     heartbeat_s: float = 1.0
     engine_timeout_s: float = 20.0
     """An engine that is silent for longer is taken for gone. An agent answers within milliseconds

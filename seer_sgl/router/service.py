@@ -12,6 +12,7 @@ from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core import Policy, RouterCore, policy_named
+from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.http import build_app
@@ -49,8 +50,7 @@ class RouterService:
 
     def __init__(self, config: RouterConfig, policy: Policy | None = None) -> None:
         self._config = config
-        settings = CoreSettings(chunk_tokens=config.chunk_tokens, settle_s=config.settle_s)
-        self.core = RouterCore(policy or policy_named(config.policy), settings)
+        self.core = RouterCore(policy or policy_named(config.policy), core_settings(config))
         self.roster = Roster()
 
     async def __aenter__(self) -> "RouterService":
@@ -142,6 +142,15 @@ class RouterService:
             await asyncio.sleep(self._config.heartbeat_s)
             for engine_id in self.roster.silent_since(time.monotonic() - timeout_s):
                 self._remove(engine_id, f"silent for {timeout_s:g} s")
+
+
+def core_settings(config: RouterConfig) -> CoreSettings:
+    """What a router of this configuration tells its core."""
+    return CoreSettings(
+        chunk_tokens=config.chunk_tokens,
+        settle_s=config.settle_s,
+        placement=PlacementSettings(pull_margin_tokens=config.pull_margin_tokens),
+    )
 
 
 class _QuietServer(uvicorn.Server):

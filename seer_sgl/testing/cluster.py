@@ -17,8 +17,16 @@ from seer_sgl.router.service import RouterService
 async def attached_router(
     urls: Sequence[str], policy: Policy, chunk_tokens: int
 ) -> AsyncIterator[tuple[str, RouterService]]:
-    """A router with an agent for each server, all in this process; yields its URL and itself."""
-    config = RouterConfig(http_port=free_port(), agent_port=free_port(), chunk_tokens=chunk_tokens)
+    """A router with an agent for each server, all in this process; yields its URL and itself.
+
+    Its chunks are short, and moved ones always pull their prefix: what small models show of large ones.
+    """
+    config = RouterConfig(
+        http_port=free_port(),
+        agent_port=free_port(),
+        chunk_tokens=chunk_tokens,
+        pull_margin_tokens=0,
+    )
     head = f"{config.host}:{config.agent_port}"
     async with RouterService(config, policy) as service:
         agents = [

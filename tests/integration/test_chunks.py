@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from seer_sgl.router.core import Policy, policy_named
+from seer_sgl.router.core import POLICIES, Policy, policy_named
 from seer_sgl.testing.cluster import attached_router
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.integration.conftest import CHUNK_TOKENS, GREEDY, Cluster
@@ -65,7 +65,7 @@ def test_moved_chunks_equal_one_plain_server(
     assert_same(moved_answers, plain_answers)
 
 
-@pytest.mark.parametrize("name", ["seer", "divided", "fifo_group"])
+@pytest.mark.parametrize("name", list(POLICIES))
 def test_every_policy_equals_one_plain_server(
     cluster: Cluster, plain_answers: list[dict[str, Any]], name: str
 ) -> None:

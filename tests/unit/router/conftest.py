@@ -140,10 +140,9 @@ async def cluster(
     *servers: FakeServer, policy: Policy | None = None, **settings: Any
 ) -> AsyncIterator[Cluster]:
     """A router with an engine per server; `settings` are `RouterConfig`'s."""
-    ports = {"http_port": free_port(), "agent_port": free_port(), "heartbeat_s": 0.05}
-    config = RouterConfig(**{**ports, **settings})
+    quick = {"heartbeat_s": 0.05, "settle_s": 0.0}
+    config = RouterConfig(**{"http_port": free_port(), "agent_port": free_port(), **quick, **settings})
     service = RouterService(config, policy)
-    service.core.settings = msgspec.structs.replace(service.core.settings, settle_s=0.0)
     async with (
         contextlib.AsyncExitStack() as stack,
         new_client(base_url=f"http://127.0.0.1:{config.http_port}") as http,

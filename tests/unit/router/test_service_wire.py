@@ -267,5 +267,5 @@ def test_a_router_that_stops_tells_its_clients_at_once() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(StartError, match="fifo_group, divided, seer"):
+    with pytest.raises(StartError, match="fifo_group, least_loaded, divided, seer"):
         RouterService(RouterConfig(policy="fast"))
