@@ -3,8 +3,8 @@
     python -m bench.policy [--json FILE] [--only PART ...] [--seeds N]
 
 "Paper" is arXiv 2511.14617v3. Parts: `ablation` (Tables 3 and 4, Figures 7, 8 and 10), `chunks`,
-`groups`, `correlation`, `tails`, `engines`, `estimates` and `plans` on Qwen2-VL-72B with half of the
-paper's engines, and `scale`. Each cell is the mean over seeds; the same seeds for every policy.
+`groups`, `correlation`, `tails`, `engines`, `estimates`, `plans` and `iterations` on Qwen2-VL-72B with a
+quarter of the paper's engines, and `scale`. Each cell is the mean over the same seeds for every policy.
 `x` is the throughput as a multiple of the baseline's, veRL's way; `of_oracle` of the oracle's.
 
 The constants in `seer_sgl/sim/workloads` were fitted by `python -m bench.fit` on the baseline alone.
@@ -39,7 +39,8 @@ from seer_sgl.sim.workload import Workload
 
 SEEDS = 5
 QWEN = "qwen2-vl-72b"
-HALF = {"engines": 8, "groups": 300}
+QUARTER = {"engines": 4, "groups": 150}
+LARGE_FLEET = 64
 PAPER_RULE = "finished"
 """The paper's length estimate."""
 
@@ -88,7 +89,9 @@ def ablation() -> list[Cell]:
             groups = workload.groups * workload.group_size // size
             changes = {"group_size": size, "groups": groups}
             names = ["fifo_group", "least_loaded", "streamrl_oracle", "divided", "seer", "oracle"]
-            kinds: list[tuple[str, str | None]] = [(policy, None) for policy in (*names, "oracle_left")]
+            if name == QWEN:
+                names.append("oracle_left")
+            kinds: list[tuple[str, str | None]] = [(policy, None) for policy in names]
             kinds.append(("seer", PAPER_RULE))
             for policy, estimate in kinds:
                 cells.append(Cell("ablation", f"group {size}", name, policy, changes, estimate))
@@ -103,15 +106,17 @@ def sensitivity() -> list[Cell]:
     """One thing changed at a time."""
     settings: list[tuple[str, str, dict[str, Any]]] = []
     for tokens in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
-        settings.append(("chunks", f"chunk {tokens}", HALF | {"chunk_tokens": tokens}))
+        settings.append(("chunks", f"chunk {tokens}", QUARTER | {"chunk_tokens": tokens}))
     for size in (4, 8, 16, 32):
-        settings.append(("groups", f"group {size}", HALF | {"group_size": size, "groups": 4800 // size}))
+        settings.append(
+            ("groups", f"group {size}", QUARTER | {"group_size": size, "groups": 2400 // size})
+        )
     for correlation in (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
-        changes = HALF | {"lengths.correlation": correlation}
+        changes = QUARTER | {"lengths.correlation": correlation}
         settings.append(("correlation", f"correlation {correlation}", changes))
     for spread in (0.3, 0.6, 1.5):
-        settings.append(("tails", f"spread {spread}", HALF | {"lengths.spread": spread}))
-    for engines in (16, 64, 256):
+        settings.append(("tails", f"spread {spread}", QUARTER | {"lengths.spread": spread}))
+    for engines in (8, 64, 512):
         changes = {"engines": engines, "groups": 600 * engines // 16}
         settings.append(("engines", f"engines {engines}", changes))
     kinds = [
@@ -132,11 +137,11 @@ def estimates() -> list[Cell]:
     """All estimates, and wrong ones on purpose, at three correlations."""
     names = [name for name in ESTIMATES if name not in (PAPER_RULE, "likely")] + list(WRONG)
     return [
-        Cell("estimates", f"correlation {c}", QWEN, "seer", HALF | {"lengths.correlation": c}, name)
+        Cell("estimates", f"correlation {c}", QWEN, "seer", QUARTER | {"lengths.correlation": c}, name)
         for c in (0.95, 0.8, 0.5)
         for name in names
     ] + [
-        Cell("plans", f"chunk plan {plan}", QWEN, "seer", HALF, plan=plan)
+        Cell("plans", f"chunk plan {plan}", QWEN, "seer", QUARTER, plan=plan)
         for plan in ("constant", "short_probe", "short_first", "growing")
     ]
 
@@ -163,6 +168,8 @@ WRONG: dict[str, Callable[[LengthContext, Request], float]] = {
 def run_cell(cell: Cell, seeds: int) -> Outcome:
     """The cell's mean over seeds 1 to `seeds`."""
     workload = with_changes(load_workload(cell.workload), cell.changes)
+    if workload.engines >= LARGE_FLEET and cell.part == "engines":
+        seeds = 1  # as many requests in one run as in all seeds of another cell
     plan = cell.plan or ("constant" if cell.estimate == PAPER_RULE else CoreSettings().chunk_plan)
     settings = CoreSettings(chunk_tokens=workload.chunk_tokens, chunk_plan=plan, settle_s=0.0)
     results: list[SimResult] = []
@@ -185,6 +192,34 @@ def run_cell(cell: Cell, seeds: int) -> Outcome:
         moved_tokens=mean(result.moved_tokens for result in results),
         idle_share=mean(result.idle_share for result in results),
     )
+
+
+def run_iterations(seeds: int) -> list[Row]:
+    """Three iterations over the same prompts: the second one knows them."""
+    workload = with_changes(load_workload(QWEN), QUARTER | {"speculation": None})
+    settings = CoreSettings(chunk_tokens=workload.chunk_tokens, settle_s=0.0)
+    shares: list[list[float]] = [[], [], []]
+    seconds: list[list[float]] = [[], [], []]
+    for seed in range(1, seeds + 1):
+        context = LengthContext()
+        for number in range(3):
+            lengths = draw_lengths(workload, seed, number)
+            policy = sim_policy("seer", None, workload, lengths)
+            ours = Simulation(workload, policy, lengths, settings, context=context).run()
+            best = simulate(workload, "oracle", lengths=lengths)
+            seconds[number].append(ours.makespan_s)
+            shares[number].append(best.makespan_s / ours.makespan_s)
+    return [
+        {
+            "part": "iterations",
+            "workload": QWEN,
+            "setting": f"iteration {number + 1}",
+            "policy": "seer",
+            "seconds": round(statistics.fmean(seconds[number]), 1),
+            "of_oracle": round(statistics.fmean(shares[number]), 3),
+        }
+        for number in range(3)
+    ]
 
 
 def _policy(cell: Cell, workload: Workload, lengths: list[list[int]]) -> Policy:
@@ -308,7 +343,7 @@ def _correlation_figures(outcomes: Outcomes) -> dict[str, float]:
 def main() -> None:
     args = _arguments()
     cells = [*ablation(), *sensitivity(), *estimates()]
-    parts = args.only or [*dict.fromkeys(cell.part for cell in cells), "scale"]
+    parts = args.only or [*dict.fromkeys(cell.part for cell in cells), "iterations", "scale"]
     cells = [cell for cell in cells if cell.part in parts]
     with ProcessPoolExecutor(max_workers=args.processes) as pool:
         scale = pool.submit(run_scale) if "scale" in parts else None
@@ -318,6 +353,7 @@ def main() -> None:
             for cell, outcome in zip(cells, found, strict=True)
         }
         rows = rows_of(outcomes)
+        rows += run_iterations(args.seeds) if "iterations" in parts else []
         figures = figures_of(outcomes) if {"ablation", "correlation"} <= set(parts) else {}
         if scale is not None:
             rows.append(scale.result())

@@ -11,11 +11,10 @@ from itertools import combinations
 import msgspec
 
 from seer_sgl.rollout.client import SampleResult
-from seer_sgl.router.core import policy_named
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.model import EngineModel
 from seer_sgl.sim.result import SimResult
-from seer_sgl.sim.simulation import Simulation
+from seer_sgl.sim.run import simulate
 from seer_sgl.sim.workload import Lengths, Workload
 
 
@@ -48,7 +47,7 @@ class Forecaster(msgspec.Struct, frozen=True):
             lengths=Lengths(mean_tokens=1, spread=0, correlation=0),  # not drawn from
             chunk_tokens=self.core.chunk_tokens,
         )
-        return Simulation(workload, policy_named(policy), lengths, self.core).run()
+        return simulate(workload, policy, lengths=lengths, settings=self.core)
 
 
 def lengths_of(results: Sequence[SampleResult], groups: Sequence[str]) -> list[list[int]]:

@@ -22,6 +22,13 @@ AgentPort = Annotated[
     int, typer.Option(min=1, max=65535, help="ZeroMQ port that engines of all nodes dial.")
 ]
 PolicyName = Annotated[str, typer.Option(help="fifo_group, least_loaded, divided or seer.")]
+EstimateName = Annotated[
+    str | None,
+    typer.Option(help="Length estimate: finished, longest, remaining or likely (the default)."),
+]
+ChunkPlanName = Annotated[
+    str, typer.Option(help="Chunk length by phase: constant, short_probe, short_first or growing.")
+]
 ChunkTokens = Annotated[int, typer.Option(min=1, help="Longest chunk, in tokens.")]
 PullMargin = Annotated[
     int,

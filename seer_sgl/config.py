@@ -16,7 +16,11 @@ class RouterConfig(msgspec.Struct, frozen=True):
     agent_port: int = 30001
     """ZeroMQ port that engine agents dial."""
     policy: str = "seer"
+    estimate: str | None = None
+    """Length estimate of a policy that uses one; its own where None."""
     chunk_tokens: int = 8192
+    chunk_plan: str = "short_probe"
+    """How much of that a request gets, by its phase."""
     settle_s: float = 0.5
     """How long a chunk's KV may take to be in the pool; no request moves sooner."""
     pull_margin_tokens: int = 512

@@ -10,6 +10,7 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import httpx
@@ -19,6 +20,7 @@ from seer_sgl.engine.sglang import EngineInfo, SGLangClient, error_message
 from seer_sgl.errors import ChildFailedError, StartError
 from seer_sgl.sim.fit import (
     LEAD_TOKENS,
+    SHORT_PROMPT_TOKENS,
     WINDOW_STEPS,
     Fit,
     Limits,
@@ -177,6 +179,8 @@ class _Bench:
                 samples.prefills[tokens] += await self._timed(self._batches(1, tokens), 1)
             for links_s in await self._all(map(self._chain, self._clients)):
                 samples.turnarounds += links_s
+            for tokens in plan.start_tokens:
+                await self._starts(plan.beside_requests, tokens, samples)
             if len(self._clients) > 1:
                 await self._move(plan.move_tokens, samples)
         if len(self._clients) == 1:
@@ -200,9 +204,8 @@ class _Bench:
                 )
 
     async def _step(self, load: Load, batches: list[Batch], samples: "_Samples") -> None:
-        """Runs of one batch that differ in length alone; its prompts are cached by then."""
+        """Two runs of one batch that differ in length alone; its prompts are cached by then."""
         await self._timed(batches, 1)
-        samples.starts[load] += await self._timed(batches, 1)
         samples.leads[load] += await self._timed(batches, LEAD_TOKENS)
         samples.windows[load] += await self._timed(batches, LEAD_TOKENS + WINDOW_STEPS)
 
@@ -215,6 +218,27 @@ class _Bench:
             seconds.append(_now_s() - began_s)
             ids = ids + answer["output_ids"]
         return seconds[1:]
+
+    async def _starts(self, requests: int, tokens: int, samples: "_Samples") -> None:
+        """How much later a batch ends for each chunk that starts beside it, from a cached prefix."""
+        batches, prefixes = self._batches(requests, SHORT_PROMPT_TOKENS), self._batches(1, tokens)
+        await self._timed(batches, 1)
+        await self._timed(prefixes, 1)
+        alone = await self._timed(batches, WINDOW_STEPS)
+        beside = await self._all(map(self._beside, self._clients, batches, prefixes))
+        for alone_s, (beside_s, starts) in zip(alone, beside, strict=True):
+            samples.starts[tokens].append((beside_s - alone_s) / starts)
+
+    async def _beside(self, client: SGLangClient, batch: Batch, prefix: Batch) -> tuple[float, int]:
+        """Seconds of a batch, and how many chunks of one token, one after the other, end meanwhile."""
+        starts, [ids] = 0, prefix
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(self._timed_one(client, batch, WINDOW_STEPS))
+            while not running.done():
+                [answer] = await self._generate(client, [ids], 1)
+                ids = ids + answer["output_ids"]
+                starts += 1
+        return running.result(), max(1, starts - 1)
 
     async def _move(self, lengths: list[int], samples: "_Samples") -> None:
         """Prefixes that the next server has are asked for here, and again when they are here."""
@@ -240,13 +264,13 @@ class _Bench:
 
     async def _timed(self, batches: list[Batch], new_tokens: int) -> list[float]:
         """Seconds of one batch on each server, all at once."""
-
-        async def one(client: SGLangClient, prompts: Batch) -> float:
-            began_s = _now_s()
-            await self._generate(client, prompts, new_tokens)
-            return _now_s() - began_s
-
+        one = partial(self._timed_one, new_tokens=new_tokens)
         return await self._all(map(one, self._clients, batches))
+
+    async def _timed_one(self, client: SGLangClient, prompts: Batch, new_tokens: int) -> float:
+        began_s = _now_s()
+        await self._generate(client, prompts, new_tokens)
+        return _now_s() - began_s
 
     async def _generate(
         self, client: SGLangClient, prompts: Batch, new_tokens: int
@@ -294,7 +318,7 @@ class _Samples:
     """Seconds, of all servers and rounds."""
 
     def __init__(self) -> None:
-        self.starts: defaultdict[Load, list[float]] = defaultdict(list)
+        self.starts: defaultdict[int, list[float]] = defaultdict(list)
         self.leads: defaultdict[Load, list[float]] = defaultdict(list)
         self.windows: defaultdict[Load, list[float]] = defaultdict(list)
         self.prefills: defaultdict[int, list[float]] = defaultdict(list)
@@ -308,8 +332,8 @@ class _Samples:
         for load, window_s in self.windows.items():
             decode_s = statistics.median(window_s) - statistics.median(self.leads[load])
             found.append(Observation("step", load.requests, load.kv_tokens, decode_s / WINDOW_STEPS))
-            prefix_tokens, start_s = load.requests * load.prompt_tokens, self.starts[load]
-            found.append(Observation("start", load.requests, prefix_tokens, statistics.median(start_s)))
+        for tokens, seconds in self.starts.items():
+            found.append(Observation("start", 1, tokens, statistics.median(seconds)))
         for tokens, seconds in self.prefills.items():
             found.append(Observation("prefill", 1, tokens, statistics.median(seconds)))
         chain_tokens = CHAIN_PROMPT_TOKENS + CHAIN_LINKS / 2

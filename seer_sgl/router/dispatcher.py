@@ -27,7 +27,7 @@ from seer_sgl.router.core.events import (
 )
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, RunChunk, StopChunk
-from seer_sgl.router.requests import Sample, check_against_engines
+from seer_sgl.router.requests import Sample, check_against_engines, prompt_key
 from seer_sgl.router.roster import Roster
 from seer_sgl.router.transcript import Transcript
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
@@ -120,6 +120,7 @@ class Dispatcher:
                 group_id=GroupId(sample.group_id),
                 prompt_tokens=len(sample.prompt_ids),
                 max_new_tokens=max_new_tokens,
+                prompt_key=prompt_key(sample.prompt_ids),
                 divisible=sample.divisible,
             )
         )

@@ -238,3 +238,8 @@ def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
             f"must lie in [1, {room}] after a prompt of {prompt_tokens} tokens, got {wanted}",
         )
     return min(wanted, longest - prompt_tokens)
+
+
+def prompt_key(prompt_ids: list[int]) -> str:
+    """Equal for equal prompts, whatever group or iteration they belong to."""
+    return hashlib.blake2b(msgspec.json.encode(prompt_ids), digest_size=12).hexdigest()

@@ -12,6 +12,7 @@ from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core import Policy, RouterCore, policy_named
+from seer_sgl.router.core.estimates import estimate_named
 from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
@@ -50,7 +51,7 @@ class RouterService:
 
     def __init__(self, config: RouterConfig, policy: Policy | None = None) -> None:
         self._config = config
-        self.core = RouterCore(policy or policy_named(config.policy), core_settings(config))
+        self.core = RouterCore(policy or configured_policy(config), core_settings(config))
         self.roster = Roster()
 
     async def __aenter__(self) -> "RouterService":
@@ -144,10 +145,17 @@ class RouterService:
                 self._remove(engine_id, f"silent for {timeout_s:g} s")
 
 
+def configured_policy(config: RouterConfig) -> Policy:
+    """The policy and length estimate that the configuration names."""
+    estimate = estimate_named(config.estimate) if config.estimate else None
+    return policy_named(config.policy, estimate)
+
+
 def core_settings(config: RouterConfig) -> CoreSettings:
     """What a router of this configuration tells its core."""
     return CoreSettings(
         chunk_tokens=config.chunk_tokens,
+        chunk_plan=config.chunk_plan,
         settle_s=config.settle_s,
         placement=PlacementSettings(pull_margin_tokens=config.pull_margin_tokens),
     )

@@ -52,6 +52,10 @@ class Plan(msgspec.Struct, frozen=True):
     loads: list[Load]
     prefill_tokens: list[int]
     """Prompt lengths."""
+    start_tokens: list[int]
+    """Lengths of prefixes that chunks start from."""
+    beside_requests: int
+    """How many others run meanwhile."""
     move_tokens: list[int]
     """Lengths of prefixes that another engine has."""
     rounds: int
@@ -68,15 +72,15 @@ class Limits(msgspec.Struct, frozen=True):
 class Observation(msgspec.Struct, frozen=True):
     """Something that took time.
 
-    A turnaround is a chunk of one token whose prefix is cached, from one end to the other; a start is
-    that of several which arrive at once.
+    A turnaround is a chunk of one token whose prefix is cached, from one end to the other; a start is by
+    how much such a chunk delays the others.
     """
 
     kind: Literal["step", "prefill", "start", "turnaround", "move"]
     requests: int
     tokens: float
-    """Of a step all cached tokens, of a prefill, start or turnaround those of the prompts, of a move the
-    moved ones."""
+    """Of a step all cached tokens, of a prefill, start or turnaround the prompt's, of a move the moved
+    ones."""
     seconds: float
 
 
@@ -126,7 +130,14 @@ def plan_for(limits: Limits, context_tokens: int, max_batch: int | None, quick: 
         if long >= 4 * SHORT_PROMPT_TOKENS:
             loads.append(Load(size, long))
     prefills = sorted({longest, longest // 4, longest // 16, *([] if quick else [longest // 2])})
-    return Plan(loads, prefills, [longest // 4, longest], rounds=3 if quick else 5)
+    return Plan(
+        loads=loads,
+        prefill_tokens=prefills,
+        start_tokens=[longest // 8, longest // 2],
+        beside_requests=max(1, sizes[-1] // 2),
+        move_tokens=[longest // 4, longest],
+        rounds=3 if quick else 5,
+    )
 
 
 def fit(observations: Sequence[Observation], limits: Limits) -> Fit:
@@ -141,6 +152,7 @@ def fit(observations: Sequence[Observation], limits: Limits) -> Fit:
     _check(of_kind["step"], of_kind["prefill"])
     fixed_s, weights_s, token_s, kv_token_s = _fit_steps(of_kind["step"])
     prefill_fixed_s, prefill_token_s = _fit_line(of_kind["prefill"])
+    prefill_s, prefix_token_s = _fit_line(of_kind["start"])
     move_s, move_token_s = _fit_line(of_kind["move"])
     engine = EngineModel(
         fixed_s=fixed_s,
@@ -152,10 +164,18 @@ def fit(observations: Sequence[Observation], limits: Limits) -> Fit:
         page_tokens=limits.page_tokens,
         max_running_requests=limits.max_running_requests,
         admission="sglang",
+        prefill_s=prefill_s,
+        prefix_token_s=prefix_token_s,
         move_s=move_s,
         move_token_s=move_token_s,
     )
-    engine = _with_starts(engine, of_kind["start"] + of_kind["turnaround"])
+    # Its token counts as a step of the chunk.
+    rests = [
+        row.seconds - engine.start_s(0, row.tokens) - engine.step_s(1, row.tokens)
+        for row in of_kind["turnaround"]
+    ]
+    turnaround_s = max(0.0, float(np.median(rests))) if rests else 0.0
+    engine = msgspec.structs.replace(engine, turnaround_s=turnaround_s)
     fitted = [_fitted(observation, engine, prefill_fixed_s) for observation in observations]
     errors = [abs(row.residual) for row in fitted if row.observation.kind in ("step", "prefill")]
     return Fit(engine, prefill_fixed_s, fitted, float(np.median(errors)), max(errors))
@@ -215,29 +235,6 @@ def _fit_line(observations: list[Observation]) -> tuple[float, float]:
     return fixed_s, token_s
 
 
-def _with_starts(engine: EngineModel, starts: list[Observation]) -> EngineModel:
-    """The engine with what a chunk costs before its first step.
-
-    Chunks that start at once share a forward pass, which is fixed work as a step's is. That work and a
-    chunk's own stop the others; what is left of a lone chunk's time does not.
-    """
-    if not starts:
-        return engine
-    requests = np.array([float(row.requests) for row in starts])
-    tokens = np.array([row.tokens for row in starts])
-    # The first token comes with the prefill, and counts as a step of the chunk.
-    steps_s = np.array([engine.step_s(1, row.tokens / row.requests) for row in starts])
-    seconds = np.array([row.seconds for row in starts]) - steps_s
-    once_s, each_s, prefix_token_s = _nonnegative([np.ones_like(seconds), requests, tokens], seconds)
-    shared_s = min(once_s, engine.fixed_s)
-    return msgspec.structs.replace(
-        engine,
-        prefill_s=shared_s + each_s,
-        prefix_token_s=prefix_token_s,
-        turnaround_s=once_s - shared_s,
-    )
-
-
 def _nonnegative(columns: list[Floats], seconds: Floats) -> list[float]:
     """Least squares on relative errors, without negative coefficients.
 
@@ -271,11 +268,11 @@ def _fitted(observation: Observation, engine: EngineModel, prefill_fixed_s: floa
             fitted_s = engine.step_s(observation.requests, observation.tokens)
         case "prefill":
             fitted_s = prefill_fixed_s + observation.tokens * engine.prefill_token_s
-        case "turnaround" | "start":
-            requests, tokens = observation.requests, observation.tokens
-            fitted_s = engine.turnaround_s + engine.step_s(1, tokens / requests)
-            fitted_s += engine.start_s(0, tokens)
-            fitted_s += (requests - 1) * max(0.0, engine.prefill_s - engine.fixed_s)
+        case "start":
+            fitted_s = engine.start_s(0, observation.tokens)
+        case "turnaround":
+            fitted_s = engine.turnaround_s + engine.start_s(0, observation.tokens)
+            fitted_s += engine.step_s(1, observation.tokens)
         case "move":
             fitted_s = engine.move_s + observation.tokens * engine.move_token_s
     measured = observation.seconds > 0

@@ -8,12 +8,13 @@ from seer_sgl.sim.workload import Workload
 _BISECTIONS = 60
 
 
-def draw_lengths(workload: Workload, seed: int) -> list[list[int]]:
+def draw_lengths(workload: Workload, seed: int, iteration: int = 0) -> list[list[int]]:
     """Output tokens of each sample, one list per group. The same seed gives the same lengths.
 
+    A later iteration has the same prompts, hence the same groups, and new samples of them.
     The logarithm of a length is normal: a part that the group shares, a part of the sample's own.
     """
-    random = Random(seed)
+    random, later = Random(seed), Random(f"{seed}, {iteration}")
     lengths, longest = workload.lengths, workload.max_new_tokens
     center = log_mean(lengths.mean_tokens, lengths.spread, longest)
     between = lengths.spread * sqrt(lengths.correlation)
@@ -21,7 +22,9 @@ def draw_lengths(workload: Workload, seed: int) -> list[list[int]]:
     drawn = []
     for _ in range(workload.groups):
         group = center + between * random.gauss(0.0, 1.0)
-        samples = (exp(group + within * random.gauss(0.0, 1.0)) for _ in range(workload.group_size))
+        samples = [exp(group + within * random.gauss(0.0, 1.0)) for _ in range(workload.group_size)]
+        if iteration:
+            samples = [exp(group + within * later.gauss(0.0, 1.0)) for _ in samples]
         drawn.append([min(max(1, round(tokens)), longest) for tokens in samples])
     return drawn
 

@@ -32,7 +32,7 @@ class EngineModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What it does with requests that nobody has reserved KV for: `eager` starts one as soon as its
     prompt fits, as vLLM does; `sglang` wants room for its output, too. Both preempt when KV runs out."""
     prefill_s: float = 0.0
-    """What starting a chunk costs besides its tokens; decoding stands still meanwhile."""
+    """What starting a chunk costs the others besides its tokens: decoding stands still meanwhile."""
     prefix_token_s: float = 0.0
     """One token of a prefix that is cached, when a chunk starts from it; decoding stands still."""
     turnaround_s: float = 0.0

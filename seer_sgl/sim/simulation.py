@@ -7,6 +7,7 @@ from itertools import count
 
 from seer_sgl.router.core import Policy, RouterCore
 from seer_sgl.router.core.actions import Action, Deliver, Dispatch, Wake
+from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.events import ChunkFinished, EngineJoined, Event, Submitted, Ticked
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.engine import Job, SimEngine
@@ -35,9 +36,10 @@ class Simulation:
         settings: CoreSettings,
         meter: Meter | None = None,
         timeline_points: int = 0,
+        context: LengthContext | None = None,
     ) -> None:
         self.workload, self.policy, self.lengths = workload, policy, lengths
-        self.core = RouterCore(policy, settings)
+        self.core = RouterCore(policy, settings, context)
         self.engines = {
             engine_name(number): SimEngine(workload.engine, workload.speculation, policy.reserves)
             for number in range(workload.engines)
@@ -101,7 +103,8 @@ class Simulation:
                 name = request_name(group, sample)
                 self._left[name] = self._total[name] = tokens
                 self._group_of[name] = group
-                events.append(Submitted(name, group_id, workload.prompt_tokens, workload.max_new_tokens))
+                prompt, limit = workload.prompt_tokens, workload.max_new_tokens
+                events.append(Submitted(name, group_id, prompt, limit, prompt_key=group_id))
         return events
 
     def _arrive(self, engine: SimEngine, job: Job) -> None:
@@ -161,7 +164,7 @@ class Simulation:
         delay_s, prefill = model.turnaround_s, 0
         if first or action.came_from is not None:
             prefill = max(0, held - action.pulled_tokens - self._prompt_there(action))
-        if action.pulled_tokens:
+        if action.came_from is not None or action.pulled_tokens:
             delay_s += model.move_s + action.pulled_tokens * model.move_token_s
             self.moved_tokens += action.pulled_tokens
         drafting = self.workload.speculation

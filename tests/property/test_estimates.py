@@ -14,7 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seer_sgl.router.core.buffer import RequestBuffer
-from seer_sgl.router.core.context import DRIFT, normal_hazard
+from seer_sgl.router.core.context import (
+    DRIFT,
+    NEXT_TIME,
+    LengthContext,
+    LengthPrior,
+    normal_hazard,
+)
 from seer_sgl.router.core.estimates import mean_beyond
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.core.policy import seer
@@ -264,3 +270,42 @@ def test_the_mean_beyond_is_that_of_the_distribution(
     density = [exp(-z * z / 2) / sqrt(2 * pi) for z in points]
     total = integral(low, high, [d * it for d, it in zip(density, lengths, strict=True)])
     assert beyond == pytest.approx(total / alive - tokens, rel=1e-3, abs=1e-3 * limit)
+
+
+def test_a_prompt_that_comes_back_begins_with_what_it_showed() -> None:
+    context = LengthContext()
+    group = Group(GroupId("g"), 0, 1_000, prompt_key="p")
+    group.finished_count, group.finished_log_sum = 4, 4 * log(50)
+    group.finished_log_squares = 4 * log(50) ** 2
+    context.learn(group)
+    context.remember(group)
+    again = Group(GroupId("h"), 1, 1_000, prompt_key="p")
+    context.recall(again)
+    assert again.prior is not None
+    assert again.prior[0] == group.log_mean
+    assert again.prior[1] == pytest.approx(group.log_variance + NEXT_TIME**2)
+    assert (again.log_mean, again.log_variance) == again.prior
+    other = Group(GroupId("i"), 2, 1_000, prompt_key="q")
+    context.recall(other)
+    assert (other.prior, other.log_variance) == (None, 0.0)
+    again.underway[10] = 1
+    context.learn(again)
+    assert abs(again.log_mean - group.log_mean) < 0.05, "one that has hardly begun tells little"
+
+
+def test_the_past_fades_and_prompts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seer_sgl.router.core.context.PAST_GROUPS", 10)
+    monkeypatch.setattr("seer_sgl.router.core.context.PAST_PROMPTS", 3)
+    context = LengthContext(LengthPrior(groups=1.0))
+    for number in range(200):
+        group = Group(GroupId(str(number)), number, 1_000, prompt_key=str(number))
+        length = log(20 if number < 100 else 700)
+        group.finished_count, group.finished_log_sum = 2, 2 * length
+        group.finished_log_squares = 2 * length * length
+        context.learn(group)
+        context.remember(group)
+    assert context.center(1_000) == pytest.approx(log(700), abs=0.3), "the first hundred have faded"
+    known = [Group(GroupId("x"), 0, 1_000, prompt_key=str(number)) for number in range(200)]
+    for group in known:
+        context.recall(group)
+    assert [group.prior is not None for group in known] == [False] * 197 + [True] * 3

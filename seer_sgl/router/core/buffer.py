@@ -17,12 +17,14 @@ from seer_sgl.types import GroupId, RequestId
 class RequestBuffer:
     """Requests from their arrival until they are delivered; a group lives as long as one of its own."""
 
-    def __init__(self, policy: Policy, settings: CoreSettings) -> None:
+    def __init__(
+        self, policy: Policy, settings: CoreSettings, context: LengthContext | None = None
+    ) -> None:
         self.groups: dict[GroupId, Group] = {}
         self.requests: dict[RequestId, Request] = {}
         self._policy, self._chunk_tokens = policy, settings.chunk_tokens
         self._chunk_plan = chunk_plan_named(settings.chunk_plan)
-        self.context = LengthContext()
+        self.context = context or LengthContext()
         self.queue = ReadyQueue(policy, self.context)
         self.parked: dict[RequestId, Request] = {}
         """Requests that no present engine could hold; trying them again and again would cost every
@@ -45,6 +47,8 @@ class RequestBuffer:
         group = self.groups.get(event.group_id)
         if group is None:
             group = Group(event.group_id, next(self._seq), event.max_new_tokens)
+            group.prompt_key = event.prompt_key
+            self.context.recall(group)
             self.groups[event.group_id] = group
         request = Request(
             request_id=event.request_id,
@@ -127,6 +131,7 @@ class RequestBuffer:
         group.live -= 1
         if not group.live:
             del self.groups[group.group_id]
+            self.context.remember(group)
         if group.probe is not request:
             return
         group.probe = None

@@ -16,6 +16,13 @@ import msgspec
 
 from seer_sgl.router.core.state import Group
 
+PAST_GROUPS = 4096
+"""Groups of the past that count; older ones fade, as the model that makes the lengths changes."""
+PAST_PROMPTS = 100_000
+"""Prompts whose lengths are remembered."""
+NEXT_TIME = 0.2
+"""Deviation of a prompt's mean from one iteration to the next: the model has changed."""
+
 DRIFT = 0.05
 """A new edition is due when a common value, a logarithm, has moved so far."""
 
@@ -55,8 +62,37 @@ class LengthContext:
         self.edition = 0
         self._published = (self.shift, self.between, self.within)
         self._learned = 0
-        # Over the groups: how many, and their shares as `Group.learned` has them.
+        # Over the live groups: how many, and their shares as `Group.learned` has them.
         self._groups = self._shifts = self._squares = self._samples = self._residues = 0.0
+        self._past = [0.0] * 5
+        """The same over those that are gone."""
+        self._prompts: dict[str, tuple[float, float]] = {}
+
+    def recall(self, group: Group) -> None:
+        """Begin a group with what an earlier one of the same prompt has shown."""
+        known = self._prompts.get(group.prompt_key)
+        if known is not None:
+            group.prior = known
+            group.log_mean, group.log_variance = known
+
+    def remember(self, group: Group) -> None:
+        """Keep what a group that is done has shown: of its prompt, and of lengths as such."""
+        if group.learned is None:
+            return
+        shift, square, samples, residue = group.learned
+        self._groups -= 1
+        self._shifts -= shift
+        self._squares -= square
+        self._samples -= samples
+        self._residues -= residue
+        share = (1.0, shift, square, samples, residue)
+        faded = 0.5 if self._past[0] >= PAST_GROUPS else 1.0
+        self._past = [faded * past + new for past, new in zip(self._past, share, strict=True)]
+        if group.prompt_key:
+            self._prompts.pop(group.prompt_key, None)
+            if len(self._prompts) >= PAST_PROMPTS:
+                del self._prompts[next(iter(self._prompts))]
+            self._prompts[group.prompt_key] = (group.log_mean, group.log_variance + NEXT_TIME**2)
 
     def refresh(self, group: Group) -> None:
         """Work out anew what is known of a group, where something is."""
@@ -98,10 +134,14 @@ class LengthContext:
     def _conclude(self) -> None:
         """Work out the common values from the sums."""
         prior, weight = self.prior, self.prior.groups
-        groups, samples = weight + self._groups, weight + self._samples
-        self.shift = self._shifts / groups
-        self.between = sqrt((weight * prior.between**2 + self._squares) / groups)
-        self.within = sqrt((weight * prior.within**2 + self._residues) / samples)
+        past_groups, past_shifts, past_squares, past_samples, past_residues = self._past
+        groups = weight + past_groups + self._groups
+        samples = weight + past_samples + self._samples
+        squares = weight * prior.between**2 + past_squares + self._squares
+        residues = weight * prior.within**2 + past_residues + self._residues
+        self.shift = (past_shifts + self._shifts) / groups
+        self.between = sqrt(squares / groups)
+        self.within = sqrt(residues / samples)
         now = (self.shift, self.between, self.within)
         if max(abs(a - b) for a, b in zip(now, self._published, strict=True)) > DRIFT:
             self.edition, self._published = self.edition + 1, now
@@ -112,6 +152,8 @@ class LengthContext:
         """Mean and variance of the group's mean: Newton's method on the posterior's logarithm."""
         within, precision = self.within, self.within**-2
         common = self.between**-2
+        if group.prior is not None:
+            center, common = group.prior[0], 1.0 / group.prior[1]
         curvature = exact = common + precision * group.finished_count
         pulled = common * center + precision * group.finished_log_sum
         if not bounds:

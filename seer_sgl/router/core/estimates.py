@@ -10,7 +10,7 @@ from seer_sgl.errors import StartError
 from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.state import Request
 
-DEVIATIONS = 3.3
+DEVIATIONS = 3.0
 """How far above its expected logarithm a length is feared to lie."""
 
 Estimate = Callable[[LengthContext, Request], float]

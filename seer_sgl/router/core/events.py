@@ -14,6 +14,8 @@ class Submitted(msgspec.Struct, frozen=True):
     max_new_tokens: int
     divisible: bool = True
     """False where SGLang keeps state per request that a next chunk would lose: it runs whole."""
+    prompt_key: str = ""
+    """Equal for equal prompts, also of other iterations; empty where nobody knows."""
 
 
 class ChunkFinished(msgspec.Struct, frozen=True):

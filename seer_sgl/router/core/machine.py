@@ -1,12 +1,8 @@
 """The scheduling state machine: `handle(event, now_s)` returns the actions that follow.
 
-Invariants, checked by `check()`:
-- a live request is in exactly one place: the queue, parked, or one chunk on one engine;
-- an engine's reserved tokens are the sum of its chunks' and never exceed its KV capacity;
-- every submitted request is delivered exactly once, then forgotten.
-
-Late and duplicate messages are normal on a network: an event about a chunk, request or engine that is
-no longer known changes nothing. What can only be a bug raises `IllegalEventError` and changes nothing.
+Invariants: see `check.py`. Late and duplicate messages are normal on a network: an event about a chunk,
+request or engine that is no longer known changes nothing. What can only be a bug raises
+`IllegalEventError` and changes nothing.
 """
 
 from collections.abc import Callable
@@ -17,6 +13,7 @@ from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome
 from seer_sgl.router.core.buffer import RequestBuffer
 from seer_sgl.router.core.check import check_state
+from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -39,18 +36,22 @@ from seer_sgl.types import ChunkId
 class RouterCore:
     """Decides which request runs next, for how long, and where."""
 
-    def __init__(self, policy: Policy, settings: CoreSettings | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: CoreSettings | None = None,
+        context: LengthContext | None = None,
+    ) -> None:
         self.policy = policy
         self.settings = settings or CoreSettings()
         self.fleet = Fleet(self.settings.draft_tokens, policy.reserves)
         self.engines = self.fleet.engines
-        self.buffer = RequestBuffer(policy, self.settings)
+        self.buffer = RequestBuffer(policy, self.settings, context)
         self.settling = Settling(self.buffer)
         self.chunks: dict[ChunkId, Chunk] = {}
         self._chunk_ids = count(1)
         self._dispatched = self._moved = self._delivered = 0
-        self._since_oldest = 0
-        """Dispatches since one of the request that had waited longest."""
+        self._since_oldest = 0  # dispatches since one of the request that had waited longest
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             Submitted: self._submitted,
             ChunkFinished: self._chunk_finished,

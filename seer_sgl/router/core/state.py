@@ -105,6 +105,9 @@ class Group:
     log_mean: float = 0.0
     log_variance: float = 0.0
     """What is known of the mean of the logarithms of its lengths; variance 0 while nothing is."""
+    prompt_key: str = ""
+    prior: tuple[float, float] | None = None
+    """Mean and variance that the same prompt's last group leads one to expect."""
     learned: tuple[float, float, int, float] | None = None
     """The group's share in what is common to all, owned by the context."""
     waiting: list[tuple[float, int, Request]] = field(default_factory=list)

@@ -56,6 +56,17 @@ def test_an_unknown_policy() -> None:
     assert_one_line(result, "'fast'", "fifo_group, least_loaded, divided, seer")
 
 
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("--estimate", "finished, longest, remaining, likely"),
+        ("--chunk-plan", "constant, short_probe, short_first, growing"),
+    ],
+)
+def test_an_unknown_name(option: str, names: str) -> None:
+    assert_one_line(command("serve", "--engines", 0, "--no-pool", option, "fast"), "'fast'", names)
+
+
 def test_another_sglang_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: "0.4.1")
     assert_one_line(command("serve"), "SGLang 0.4.1 is installed", f"sglang=={TRIED_SGLANG[-1]}")

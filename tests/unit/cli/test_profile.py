@@ -51,6 +51,8 @@ class FakeEngine:
         self.cached: set[tuple[int, ...]] = set()
         self.flushed = self.broken = self.running = self.calls = 0
         self.speculates = False
+        self.stopped_s = 0.0
+        """How long prefills have kept everything else from going on."""
         self.info = {"served_model_name": "/models/small", "weight_version": "1", **info}
 
     def get(self, path: str) -> dict[str, Any]:
@@ -77,8 +79,7 @@ class FakeEngine:
         assert sampling["ignore_eos"]
         assert sampling["temperature"] == 0
         prompts, steps = body["input_ids"], sampling["max_new_tokens"]
-        # All prompts in one forward pass, with the fixed work of a step.
-        answers, seconds = [], TRUE.turnaround_s + TRUE.fixed_s
+        answers, seconds = [], TRUE.turnaround_s
         for ids in prompts:
             answer, prompt_s = self._prefill(ids, steps)
             answers.append(answer)
@@ -94,7 +95,8 @@ class FakeEngine:
         here, there = _longest(self.cached, ids), _longest(self.pool or set(), ids)
         from_pool = max(0, there - here)
         cached = max(here, there)
-        seconds = TRUE.start_s(len(ids) - cached, cached) - TRUE.fixed_s
+        seconds = TRUE.start_s(len(ids) - cached, cached)
+        self.stopped_s += seconds
         if from_pool:
             seconds += TRUE.move_s + from_pool * TRUE.move_token_s
         output = list(range(20, 20 + steps))
@@ -143,8 +145,13 @@ def measure(*engines: FakeEngine, **options: Any) -> Profile:
     class FakeClient(SGLangClient):
         def __init__(self, url: str) -> None:
             async def answer(request: httpx.Request) -> httpx.Response:
-                status, body, seconds = asked(named[url], request)
+                engine = named[url]
+                status, body, seconds = asked(engine, request)
+                done_s = engine.stopped_s
                 await asyncio.sleep(seconds)
+                while (stopped_s := engine.stopped_s) > done_s:
+                    await asyncio.sleep(stopped_s - done_s)
+                    done_s = stopped_s
                 return httpx.Response(status, json=body)
 
             self.url = url

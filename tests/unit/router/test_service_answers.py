@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from seer_sgl.router.core import Policy
+from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.testing.engine import END_TOKEN, continuation
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.unit.router.conftest import Cluster, cluster, prompts, run, server
@@ -69,8 +70,8 @@ async def all_of(it: Cluster) -> list[dict[str, Any]]:
     return answers
 
 
-@pytest.mark.parametrize("policy", [None, ALWAYS_MOVE], ids=["seer", "always_move"])
-def test_chunks_make_the_same_answers(policy: Policy | None) -> None:
+@pytest.mark.parametrize("policy", [DIVIDED, ALWAYS_MOVE], ids=["divided", "always_move"])
+def test_chunks_make_the_same_answers(policy: Policy) -> None:
     async def scenario() -> None:
         async with cluster(server()) as it:
             whole = await all_of(it)
@@ -99,7 +100,7 @@ def test_chunks_make_the_same_answers(policy: Policy | None) -> None:
 def test_each_chunk_starts_from_all_tokens_so_far() -> None:
     async def scenario() -> None:
         engine, prompt = server(), PROMPTS[0]
-        async with cluster(engine, chunk_tokens=30) as it:
+        async with cluster(engine, policy=DIVIDED, chunk_tokens=30) as it:
             await it.generate(prompt, sampling_params={"max_new_tokens": 70, "top_p": 0.5})
         output = continuation(prompt, 70)
         assert [body["input_ids"] for body in engine.bodies] == [

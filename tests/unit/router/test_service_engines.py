@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from seer_sgl.errors import StartError
+from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.testing.engine import END_TOKEN, FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
@@ -191,7 +192,7 @@ def test_a_silent_engine_is_taken_for_gone() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-        async with cluster(engine_timeout_s=0.2, chunk_tokens=20) as it:
+        async with cluster(policy=DIVIDED, engine_timeout_s=0.2, chunk_tokens=20) as it:
             silent.client.load = load  # type: ignore[method-assign]
             await it.join(silent)
             async with together(it.generate(prompts(1, LONG)[0])) as answer:

@@ -9,10 +9,10 @@ from seer_sgl.router.core.actions import Action, Dispatch
 from seer_sgl.router.core.events import ChunkFinished, EngineJoined, Event, Submitted
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.model import EngineModel
-from seer_sgl.sim.oracles import engine_name, oracle, streamrl_oracle
+from seer_sgl.sim.oracles import engine_name, oracle, oracle_left, streamrl_oracle
 from seer_sgl.sim.simulation import request_name
 from seer_sgl.sim.workload import Lengths, Workload
-from seer_sgl.types import EngineSpec, GroupId
+from seer_sgl.types import EngineSpec, GroupId, RequestId
 
 PROMPT_TOKENS, LONGEST = 10, 1000
 
@@ -112,18 +112,32 @@ def test_streamrl_sends_the_group_with_the_longest_sample_first() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(lengths_drawn)
-def test_the_oracle_takes_the_request_with_most_tokens_left_first(lengths: list[list[int]]) -> None:
+def test_oracles_take_the_longest_request_or_the_one_with_most_tokens_left(
+    lengths: list[list[int]],
+) -> None:
     """One slot: the order of dispatches is the order of all chunks."""
-    core, sent = start(oracle(lengths), lengths, 1, 1)
-    left = {
+    whole = {
         request_name(group, sample): tokens
         for group, samples in enumerate(lengths)
         for sample, tokens in enumerate(samples)
     }
+    check_order(oracle(lengths), lengths, dict(whole), whole)
+    left = dict(whole)
+    check_order(oracle_left(lengths), lengths, left, left)
+
+
+def check_order(
+    policy: Policy,
+    lengths: list[list[int]],
+    left: dict[RequestId, int],
+    ranked: dict[RequestId, int],
+) -> None:
+    """Every chunk is of the unfinished request with the largest `ranked`; `left` is counted down."""
+    core, sent = start(policy, lengths, 1, 1)
     while sent:
         (chunk,) = sent
         tokens = left[chunk.request_id]
-        assert tokens == max(left.values())
+        assert ranked[chunk.request_id] == max(ranked[name] for name in left)
         brought = min(tokens, chunk.max_new_tokens)
         left[chunk.request_id] -= brought
         over = not left[chunk.request_id]

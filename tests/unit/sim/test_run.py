@@ -39,7 +39,7 @@ WORKLOAD = Workload(
 
 
 def test_the_routers_policies_and_those_that_know_the_future_can_be_simulated() -> None:
-    assert set(SIM_POLICIES) == {*POLICIES, "oracle", "streamrl_oracle"}
+    assert set(SIM_POLICIES) == {*POLICIES, "oracle", "oracle_left", "streamrl_oracle"}
     for name in SIM_POLICIES:
         assert simulate(WORKLOAD, name).policy == name
 
