@@ -129,16 +129,19 @@ class _Bench:
 
     async def run(self, policy: str, number: int, groups: int) -> Run:
         """One rollout under one policy, on servers with empty caches."""
+        problems = prompts(groups, seed=number + 1)
+        texts = {f"problem-{index}": text for index, text in enumerate(problems)}
         async with httpx.AsyncClient(timeout=60.0) as client:
             for url in self._urls:
                 (await client.post(f"{url}/flush_cache")).raise_for_status()
-        problems = prompts(groups, seed=number + 1)
-        texts = {f"problem-{index}": text for index, text in enumerate(problems)}
+            # As token ids, or the first seconds would show how fast the servers tokenize.
+            answer = await client.post(f"{self._urls[0]}/tokenize", json={"prompt": problems})
+            ids = dict(zip(texts, answer.raise_for_status().json()["tokens"], strict=True))
         chunk_tokens = self._settings.chunk_tokens
         async with attached_router(self._urls, policy_named(policy), chunk_tokens) as (url, service):
             rollout = Rollout(
                 url,
-                [Prompt(name, text) for name, text in texts.items()],
+                [Prompt(name, input_ids=ids[name]) for name in texts],
                 self._settings.group_size,
                 {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 1.0},
                 {"cache_salt": f"{policy}-{number}"},
