@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from seer_sgl.spec.jit import kernel
+from seer_sgl.spec.compiled import kernel
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Floats32: TypeAlias = npt.NDArray[np.float32]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from seer_sgl.spec.acceptance import Acceptance, Floats, Floats32, IntArray
 from seer_sgl.spec.cost import Curve, Step, StepCost, rows_s, verified_s
-from seer_sgl.spec.jit import kernel
+from seer_sgl.spec.compiled import kernel
 
 Reading: TypeAlias = Literal["paper", "marginal", "confidence"]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -44,8 +44,9 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reading: Reading = "confidence"
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Rows of a request, the root included. Uniform batches take one of them; of the others only the
-    last counts, as the most."""
+    """Rows of a request, the root included, from which uniform batches take one and explorations theirs."""
+    max_nodes: int = 31
+    """Draft tokens of a request at most; less than the last width."""
     uniform: bool = False
     """The engine verifies batches of one width only, as captured CUDA graphs do."""
     priority: float = 2.0
@@ -55,11 +56,6 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float = 0.02
     """Drafting starts where it is expected to bring so much more tokens per second, as a share, and goes
     on while it brings any more."""
-
-    @property
-    def most(self) -> int:
-        """Draft tokens of a request at most."""
-        return self.widths[-1] - 1
 
 
 class Load(NamedTuple):
@@ -102,7 +98,7 @@ class Budget:
             return 0
         self._forced = self._exploration(load)
         if self._forced >= 0:
-            return self._forced
+            return min(self._forced, self.rules.max_nodes)
         return self._worth_drafting(load) if self.cost.known else 0
 
     def choose(self, load: Load, starts: IntArray, confidences: Floats32, probes: Mask) -> IntArray:
@@ -125,7 +121,7 @@ class Budget:
         if self.rules.uniform:
             nodes = _one_width(starts, honest, weights, curve, np.array(self.rules.widths), margin)
         else:
-            nodes = _best_nodes(starts, honest, weights, curve, self.rules.most, margin)
+            nodes = _best_nodes(starts, honest, weights, curve, self.rules.max_nodes, margin)
         self._most_used = int(nodes.max()) if nodes.size else 0
         self._drafting = self._most_used > 0
         self._idle = 0 if self._drafting else self._idle + 1
@@ -176,7 +172,7 @@ class Budget:
             return 0
         if self._resting():
             return 0
-        return min(self.rules.most, max(FREE_NODES // load.requests, 2 * self._most_used + 1))
+        return min(self.rules.max_nodes, max(FREE_NODES // load.requests, 2 * self._most_used + 1))
 
     def _could_pay(self, requests: int, curve: Curve) -> bool:
         """Whether drafts could pay if every token of them were accepted."""
@@ -184,7 +180,7 @@ class Budget:
         if self.rules.uniform:
             sizes = [requests * (width - 1) for width in widths]
         else:
-            most = requests * self.rules.most
+            most = requests * self.rules.max_nodes
             sizes = [most >> halvings for halvings in range(most.bit_length())]
         token_s = curve.plain_s / requests / (1 + self.rules.margin)
         rows = (requests + extra for extra in sizes)
@@ -200,7 +196,7 @@ class Budget:
     def _plan(self, load: Load, curve: Curve) -> tuple[int, int]:
         """Draft tokens of a probe and of another request."""
         rules, requests = self.rules, load.requests
-        deepest = min(rules.deepest, rules.most)
+        deepest = min(rules.deepest, rules.max_nodes)
         step_s = [curve.plain_s]
         step_s += [verified_s(curve, requests, requests * (1 + n)) for n in range(1, deepest + 1)]
         depth = best_depth(step_s, self.acceptance.rate, 0.0 if self._drafting else rules.margin)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seer_sgl.errors import StartError
-from seer_sgl.spec.jit import kernel
+from seer_sgl.spec.compiled import kernel
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
