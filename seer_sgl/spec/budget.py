@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seer_sgl.spec.acceptance import Acceptance, Floats, Floats32, IntArray
-from seer_sgl.spec.cost import Curve, Step, StepCost, rows_s, verified_s
 from seer_sgl.spec.compiled import kernel
+from seer_sgl.spec.cost import Curve, Step, StepCost, rows_s, verified_s
 
 Reading: TypeAlias = Literal["paper", "marginal", "confidence"]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -44,7 +44,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     reading: Reading = "confidence"
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Rows of a request, the root included, from which uniform batches take one and explorations theirs."""
+    """Rows of a request, the root included. Uniform batches take one of them, and so do explorations."""
     max_nodes: int = 31
     """Draft tokens of a request at most; less than the last width."""
     uniform: bool = False
