@@ -1,4 +1,4 @@
-"""A suffix automaton over many paths, grown token by token: the compressed form of a group's suffix tree.
+"""A suffix automaton over many paths, grown token by token: a group's suffix tree, compressed.
 
 Every state stands for a set of contexts that were followed by the same tokens; its link leads to the
 longest shorter context that was seen in more places. Blumer et al., "The smallest automaton recognizing
@@ -10,7 +10,7 @@ contexts that led there, which predicts better than raw frequency, and appending
 
 Arrays of one automaton, all int32:
     states[n, 8]: LENGTH of its longest context, LINK, its first edge (TOKEN, TARGET, USE), TOTAL of its
-        edges' counts, MORE (first further edge, -1 none), BEST (0 the first edge, else further edge + 1).
+        edges' counts, MORE (first further edge, -1 none), BEST (0 first edge, else further edge + 1).
     edges[m, 5]: further edges: SOURCE, EDGE_TOKEN, EDGE_TARGET, EDGE_USE, NEXT of the same source.
     table[2**k]: open addressing, (source, token) to further edge + 1; 0 is free.
     sizes[2]: states and further edges in use.
@@ -141,10 +141,8 @@ def _new_state(states: Any, sizes: Any, length: Any, link: Any) -> Any:
 
 
 @kernel
-def _split(
-    states: Any, edges: Any, table: Any, sizes: Any, source: Any, token: Any, target: Any
-) -> Any:
-    """Give the contexts of `source` + `token` a state of their own, apart from `target`'s longer ones."""
+def _split(states: Any, edges: Any, table: Any, sizes: Any, source: Any, token: Any, target: Any) -> Any:
+    """Give the contexts of `source` + `token` a state apart from that of `target`'s longer ones."""
     clone = _new_state(states, sizes, states[source, LENGTH] + 1, states[target, LINK])
     best = token_of(states, edges, target, states[target, BEST])
     if states[target, TARGET] >= 0:

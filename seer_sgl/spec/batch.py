@@ -1,6 +1,6 @@
-"""Kernels over many requests of many groups in one call, so that a step of an engine costs one dispatch.
+"""Kernels over many requests of many groups in one call: a step of an engine costs one dispatch.
 
-`groups`: int64 [groups, VIEW_FIELDS], see `tree`. `paths`: int32 [paths, PATH_FIELDS], one row per request.
+`groups`: int64 [groups, VIEW_FIELDS], see `tree`. `paths`: int32 [paths, PATH_FIELDS], one row each.
 """
 
 from typing import Any
@@ -47,16 +47,14 @@ def _arrays(groups: Any, group: Any) -> Any:
 
 
 @kernel
-def append_batch(
-    groups: Any, paths: Any, chosen: Any, starts: Any, tokens: Any, progress: Any
-) -> int:
+def append_batch(groups: Any, paths: Any, chosen: Any, starts: Any, tokens: Any, progress: Any) -> int:
     """Append `tokens[starts[i]:starts[i + 1]]` to the path `chosen[i]`, for each i.
 
     `progress[0]` tokens are done already, and are left out. Tokens of paths without a group are dropped.
 
     Returns:
-        -1 when all is done, else a group that needs room for `progress[1]` further edges at least, and for
-        the states of a token. Call again then.
+        -1 when all is done, else a group that needs room for `progress[1]` further edges at least, and
+        for the states of a token. Call again then.
     """
     for i in range(chosen.size):
         path = chosen[i]
@@ -83,7 +81,7 @@ def append_batch(
             paths[path, COUNT] += 1
         paths[path, STATE] = state
         paths[path, OTHER] = other
-    return np.int64(-1)
+    return -1
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Compilation of this package's kernels: to the disk cache where it can be written, in memory where not."""
+"""How this package's kernels are compiled: kept on disk where that can be written to."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ cache_failures: list[str] = []
 def kernel(function: F) -> F:
     """Compile on first use, without the GIL, kept on disk for the next process.
 
-    A cache folder that cannot be written costs seconds at each start and nothing else: it is logged once.
+    A cache folder that cannot be written costs seconds at each start, no more: it is logged once.
     """
     try:
         return _jit(function, cache=True)

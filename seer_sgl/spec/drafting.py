@@ -10,12 +10,9 @@ import numpy as np
 
 from seer_sgl.spec.automaton import (
     BEST,
-    LINK,
     PATH_BITS,
     ROOT,
-    TARGET,
     TOTAL,
-    find,
     seen_context,
     strict,
     target_of,
@@ -23,7 +20,7 @@ from seer_sgl.spec.automaton import (
     use_of,
 )
 from seer_sgl.spec.compiled import inlined, kernel
-from seer_sgl.spec.scoring import C_TARGET, C_TOKEN, CANDIDATES, ESCAPE, score
+from seer_sgl.spec.scoring import C_TARGET, C_TOKEN, ESCAPE, score
 
 FIRST_CONTEXTS = 3
 """Contexts that vote on what follows the root."""

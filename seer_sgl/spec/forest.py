@@ -1,4 +1,4 @@
-"""The suffix trees of one engine: one per group, within a byte budget, drafted from many requests at a time."""
+"""The suffix trees of one engine: one per group, within a byte budget, drafted from in batches."""
 
 import threading
 from collections import OrderedDict
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from seer_sgl.spec.automaton import IntArray
+from seer_sgl.spec.automaton import PATH_MASK, IntArray
 from seer_sgl.spec.batch import (
     COUNT,
     FOLLOWED,
@@ -15,17 +15,18 @@ from seer_sgl.spec.batch import (
     NUMBER,
     PATH_FIELDS,
     STATE,
-    WEIGHT,
     append_batch,
     draft_batch,
 )
-from seer_sgl.spec.automaton import PATH_MASK
 from seer_sgl.spec.tree import FIRST_TOKENS, VIEW_FIELDS, GroupTree
 
 SLICE_TOKENS = 512
 """Tokens appended under one hold of the lock, so that a draft never waits longer than for these."""
 FRESH_WEIGHT = 4
 """What a token of this epoch counts; one of the last epoch may be given less."""
+
+
+LongArray = npt.NDArray[np.int64]
 
 
 class GapError(Exception):
@@ -104,6 +105,12 @@ class Forest:
             if followed:
                 self._paths[path, FOLLOWED] = 1
             return path
+
+    def reopen(self, group_id: str, request_id: int) -> int:
+        """A fresh path for a request that begins again. What it said before stays a sibling's text."""
+        with self._lock:
+            self._handles.get(group_id, {}).pop(request_id, None)
+        return self.open(group_id, request_id)
 
     def length(self, path: int) -> int:
         """Tokens that the path holds."""
@@ -192,7 +199,7 @@ class Forest:
 
     # -- with the lock held
 
-    def _append(self, paths: IntArray, starts: IntArray, tokens: IntArray, progress: "IntArray") -> None:
+    def _append(self, paths: IntArray, starts: IntArray, tokens: IntArray, progress: LongArray) -> None:
         while True:
             slot = int(append_batch(self._groups, self._paths, paths, starts, tokens, progress))
             if slot < 0:

@@ -1,9 +1,9 @@
-"""What may come next, and how likely: contexts of several lengths vote, own words and near misses count more.
+"""What may come next, and how likely: contexts of several lengths vote, own words count more.
 
 Interpolation as in PPM (Cleary and Witten, 1984; the blended form of Bunton, 1997): the longest context
-that was followed by anything answers first, and hands on to the next shorter one the share `d / (n + d)`,
-d = ESCAPE * distinct tokens of n counted. What the request itself said last in a context, and what follows
-where its text differs from a sibling's in one token, weighs more.
+that was followed by anything answers first, and hands on to the next shorter one the share
+`d / (n + d)`, d = ESCAPE * distinct tokens of n counted. What the request itself said last in a context
+weighs more, and so does what a sibling said whose text differs in one token.
 
 Rows of candidates, float64 [CANDIDATES] and int32 [CANDIDATES, 3]: likelihood; TOKEN, TARGET, FLAG.
 """
@@ -63,7 +63,15 @@ def _vote(likely: Any, rows: Any, n: Any, token: Any, target: Any, own: Any, sha
 
 @inlined
 def _vote_context(
-    states: Any, edges: Any, state: Any, carried: Any, last: Any, path: Any, likely: Any, rows: Any, n: Any
+    states: Any,
+    edges: Any,
+    state: Any,
+    carried: Any,
+    last: Any,
+    path: Any,
+    likely: Any,
+    rows: Any,
+    n: Any,
 ) -> Any:
     """One context's votes: how many candidates there are then, and the share that it hands on."""
     distinct = 1

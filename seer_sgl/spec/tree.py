@@ -1,4 +1,4 @@
-"""The suffix tree of one group: an automaton's arrays, grown as tokens come, with exact memory accounting."""
+"""The suffix tree of one group: an automaton's arrays, grown as tokens come, every byte accounted."""
 
 import numpy as np
 
