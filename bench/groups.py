@@ -87,3 +87,20 @@ def load_file(path: Path, tokenizer: Tokenizer) -> Traces:
             row = json.loads(line)
             groups.setdefault(str(row["group"]), []).append(tokenizer.encode(row["text"]))
     return Traces(path.name.removesuffix(".jsonl.gz"), list(groups.values()))
+
+
+def sample_small_model(prompts: int, samples: int, max_new_tokens: int = 2_000, seed: int = 1) -> Traces:
+    """Groups that the small model says at temperature 1."""
+    import torch
+    from tokenizers import Tokenizer as SmallTokenizer
+
+    from seer_sgl.smallmodel import WEIGHTS, checkpoint, problems, sampler
+    from seer_sgl.smallmodel.tokenizer import EOS_ID
+
+    torch.set_num_threads(1)
+    tokenizer = SmallTokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
+    texts = [text for text in problems.prompts(prompts, seed) for _ in range(samples)]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    said = sampler.sample(checkpoint.load(WEIGHTS), ids, max_new_tokens, seed=seed)
+    rows = [np.array([*one.ids, *([EOS_ID] * one.ended)], np.int32) for one in said]
+    return Traces("small model", [rows[i : i + samples] for i in range(0, len(rows), samples)])

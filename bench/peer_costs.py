@@ -39,15 +39,19 @@ class Growing:
 
 
 class ArcticCost:
-    """Drafts read back to Python: tokens of a chain, parents too of a tree."""
+    """Drafts read back to Python: tokens of a chain, parents too of a tree.
 
-    name = "arctic"
+    Without `own` its trees hold finished samples only; it then appends nothing else.
+    """
+
     shapes: Sequence[Shape] = SHAPES
     together = False
     own_thread = False
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, own: bool = True) -> None:
         self.module = module
+        self.own = own
+        self.name = "arctic" if own else "arctic, finished only"
 
     def open(self, load: Load) -> None:
         self.heap_bytes = heap_bytes()
@@ -62,7 +66,7 @@ class ArcticCost:
     def join(self, load: Load) -> None:
         self.growing = Growing(load, ARCTIC_CONTEXT)
         self.live = load.live
-        for request, said in enumerate(load.said):
+        for request, said in enumerate(load.said if self.own else ()):
             self.trees[request // self.live].extend_ndarray(1_000 + request, said)
 
     def ready(self, requests: range, rows: Sequence[IntArray]) -> None:
@@ -73,7 +77,7 @@ class ArcticCost:
             self.drafts.append((tree.speculate_ndarray, self.growing.add(request, row)))
 
     def grow(self, together: bool) -> None:
-        for extend, number, row in self.appends:
+        for extend, number, row in self.appends if self.own else ():
             extend(number, row)
 
     def draft(self, shape: Shape, together: bool) -> None:
@@ -83,7 +87,7 @@ class ArcticCost:
             _ = (draft.token_ids, draft.parents) if tree else draft.token_ids
 
     def bytes_per_token(self) -> float | None:
-        return grown_since(self.heap_bytes, self.tokens)
+        return grown_since(self.heap_bytes, self.tokens) if self.own else None
 
 
 class SglangCost:
@@ -206,6 +210,7 @@ def peer_subjects(arctic: Any, sglang: Any, load: Load) -> Iterator[Subject]:
     """Those that are installed."""
     if arctic is not None:
         yield ArcticCost(arctic)
+        yield ArcticCost(arctic, own=False)
     if sglang is not None:
         nodes = ngrams(load, SGLANG_DEPTH)
         for shape in SHAPES:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seer_sgl.spec.jit import kernel
+from seer_sgl.spec.compiled import kernel
 
 IntArray = NDArray[np.int32]
 

@@ -29,7 +29,7 @@ def section(report: dict[str, Any]) -> str:
     parts = [
         f"## {report['bench']}",
         report.get("title") or first_sentence(report["bench"]),
-        markdown_table(report["rows"]),
+        *map(markdown_table, tables(report["rows"])),
         "Figures: " + ", ".join(f"`{name}` {cell(value)}" for name, value in report["figures"].items()),
         how(report),
     ]
@@ -44,6 +44,15 @@ def first_sentence(bench: str) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
     return paragraph.partition(". ")[0].rstrip(".") + "."
+
+
+def tables(rows: list[Row]) -> list[list[Row]]:
+    """Rows that name the same `table` are one; so are all where none does."""
+    found: dict[Value, list[Row]] = {}
+    for row in rows:
+        shown = {name: value for name, value in row.items() if name != "table"}
+        found.setdefault(row.get("table"), []).append(shown)
+    return list(found.values())
 
 
 def markdown_table(rows: list[Row]) -> str:
