@@ -1,0 +1,1 @@
+"""Grouped speculation without SGLang or torch: the tree, the draft server, and how much to draft."""

@@ -1,0 +1,42 @@
+"""Calls and answers without a socket between: how both sides are warmed up, and tested."""
+
+import math
+
+import numpy as np
+
+from seer_sgl.spec.answers import DraftServer
+from seer_sgl.spec.logs import Batch
+from seer_sgl.spec.messages import AnswerHead, answer_of, frames_of, head_of
+from seer_sgl.spec.reading import Records
+from seer_sgl.spec.session import Session
+from seer_sgl.spec.store import MIN_BUDGET_BYTES, DraftStore
+
+
+def warm_up() -> None:
+    """Compile what server and engines call, or load it from the disk: no call is to wait for that."""
+    server = DraftServer(DraftStore(MIN_BUDGET_BYTES), quiet=True)
+    sessions = [Session(1, MIN_BUDGET_BYTES, 0, 1.0) for _ in range(2)]
+    for session in sessions:
+        exchange(session, server)
+        exchange(session, server)
+        starts, tokens = np.array([0, 1], np.int32), np.ones(1, np.int32)
+        for request in range(2):
+            log_number = np.array([session.open("", request)], np.int32)
+            session.append(Batch(log_number, np.zeros(1, np.int32), starts, tokens))
+        exchange(session, server)
+    server.store.expire(math.inf)
+    exchange(sessions[0], server)
+
+
+def exchange(
+    session: Session, server: DraftServer, now_s: float = 0.0, number: int = 0
+) -> Records | None:
+    """One call and its answer without a socket between; `number` is the server's for the session."""
+    call = session.call(number, now_s)
+    if call is None:
+        return None
+    frames = server.answer([bytes(frame) for frame in frames_of(call)])
+    assert frames is not None
+    head = head_of([bytes(frames[0])])
+    assert isinstance(head, AnswerHead)
+    return session.answered(number, answer_of(head, [bytes(frame) for frame in frames]), now_s)
