@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from seer_sgl.spec.acceptance import Acceptance, Floats, Floats32, IntArray
+from seer_sgl.spec.acceptance import DEPTHS, Acceptance, Floats, Floats32, IntArray
 from seer_sgl.spec.compiled import kernel
 from seer_sgl.spec.cost import Curve, Step, StepCost, rows_s, verified_s
 
@@ -101,11 +101,18 @@ class Budget:
             return min(self._forced, self.rules.max_nodes)
         return self._worth_drafting(load) if self.cost.known else 0
 
-    def choose(self, load: Load, starts: IntArray, confidences: Floats32, probes: Mask) -> IntArray:
+    def choose(
+        self,
+        load: Load,
+        starts: IntArray,
+        confidences: Floats32,
+        probes: Mask,
+        depths: IntArray | None = None,
+    ) -> IntArray:
         """Draft tokens to verify, request by request: the first ones of its draft.
 
         Args:
-            starts, confidences: the step's drafts, as in `Drafts`.
+            starts, confidences, depths: the step's drafts, as in `Drafts`.
             probes: which requests are probes.
         """
         drafted = np.diff(starts).astype(np.int32)
@@ -117,7 +124,9 @@ class Budget:
         curve = self.cost.curve(load.requests, load.kv_tokens)
         weights = np.where(probes, self.rules.priority, 1.0)
         margin = 0.0 if self._drafting else self.rules.margin
-        honest = self.acceptance.calibrated(confidences)
+        if depths is None:
+            depths = np.full(confidences.size, DEPTHS[0], np.int32)
+        honest = self.acceptance.calibrated(confidences, depths)
         if self.rules.uniform:
             nodes = _one_width(starts, honest, weights, curve, np.array(self.rules.widths), margin)
         else:

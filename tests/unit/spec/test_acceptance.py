@@ -84,15 +84,29 @@ def test_confidences_mean_what_has_come_of_them() -> None:
     for _ in range(200):
         acceptance.observe(starts, parents, *boasting(luck, 512))
     said = np.linspace(0.05, 0.95, 19, dtype=np.float32)
-    assert acceptance.calibrated(said) == pytest.approx(said**2, abs=0.06)
+    assert acceptance.calibrated(said, np.ones(19, np.int32)) == pytest.approx(said**2, abs=0.06)
 
 
 def test_before_anything_is_seen_they_are_believed() -> None:
     said = np.linspace(0.0, 1.0, 101, dtype=np.float32)
-    assert Acceptance().calibrated(said) == pytest.approx(said)
+    for depth in (1, 3, 20):
+        depths = np.full(101, depth, np.int32)
+        assert Acceptance().calibrated(said, depths) == pytest.approx(said, abs=1e-3)
 
 
-def test_a_higher_confidence_never_means_less() -> None:
+def test_they_are_believed_less_the_deeper_they_are() -> None:
+    """Each of four tokens in a row is half as likely as it is said to be."""
+    acceptance, luck = Acceptance(), np.random.default_rng(0)
+    starts, parents = chains(64, 4)
+    said = np.tile(np.array([0.9, 0.81, 0.73, 0.66], np.float32), 64)
+    for _ in range(100):
+        acceptance.observe(starts, parents, said, in_a_row(luck, [0.45] * 4, 64))
+    said = np.array([0.9, 0.81, 0.695], np.float32)
+    found = acceptance.calibrated(said, np.arange(1, 4, dtype=np.int32))
+    assert found == pytest.approx([0.45, 0.2, 0.065], abs=0.05)
+
+
+def test_a_higher_confidence_never_means_less_at_the_same_depth() -> None:
     """Even where the higher buckets did worse."""
     acceptance, luck = Acceptance(), np.random.default_rng(0)
     starts, parents = np.arange(0, 257, dtype=np.int32), np.full(256, -1, np.int32)
@@ -100,7 +114,8 @@ def test_a_higher_confidence_never_means_less() -> None:
         said = luck.random(256).astype(np.float32)
         taken = (luck.random(256) < 1 - said).astype(np.uint8)
         acceptance.observe(starts, parents, said, taken)
-    values = acceptance.calibrated(np.linspace(0, 1, 1001, dtype=np.float32))
+    said = np.linspace(0, 1, 1001, dtype=np.float32)
+    values = acceptance.calibrated(said, np.ones(1001, np.int32))
     assert all(before <= after + 1e-6 for before, after in pairwise(values))
     assert values.min() >= 0.0
     assert values.max() <= 1.0
@@ -113,7 +128,7 @@ def test_confidences_on_edges_and_beyond_do_no_harm() -> None:
         acceptance.observe(
             ints(0, said.size), np.full(said.size, -1, np.int32), said, np.ones(said.size, np.uint8)
         )
-    assert np.isfinite(acceptance.calibrated(said)).all()
+    assert np.isfinite(acceptance.calibrated(said, np.ones(said.size, np.int32))).all()
 
 
 def test_nothing_drafted_is_nothing_learnt() -> None:
