@@ -3,7 +3,7 @@
 The load is late in a rollout: groups with finished samples and requests in mid-answer. Requests are the
 first halves of further samples, and grow by `STEP_TOKENS` a step. Warm, single calls serve one group for
 all its steps before the next, and all drafts are asked for again and again; cold, every step goes round
-all groups.
+all groups, and asks for drafts of one shape only.
 """
 
 import ctypes
@@ -136,7 +136,7 @@ def measure(subject: Subject, load: Load, timer: Timer, warm: bool) -> None:
         subject.ready(requests, load.steps[step][requests.start : requests.stop])
         grow, tokens = partial(subject.grow, together), STEP_TOKENS * len(requests)
         timer.run(f"{prefix}append_3{label}", tokens, clock, grow)
-        for shape in subject.shapes:
+        for shape in subject.shapes if warm else [subject.shapes[step % len(subject.shapes)]]:
             draft = partial(subject.draft, shape, together)
             if warm:
                 draft()

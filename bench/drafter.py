@@ -41,6 +41,7 @@ LABELS = {"append_sample": "append samples", "append_3": "append 3 tokens"}
 FINISHED_ONLY = "arctic, finished only"
 LOAD_GROUPS = 4
 FINISHED, LIVE, STEPS = 15, 16, 12
+COLD_STEPS = 20
 COLD_GROUPS = 140
 
 
@@ -88,18 +89,22 @@ def cost_rows(name: str, groups: Sequence[Sequence[Any]], peers: Peers, quick: b
         sized[i : i + LOAD_GROUPS] for i in range(0, LOAD_GROUPS * (1 if quick else 2), LOAD_GROUPS)
     ]
     loads = [load for part in parts if (load := make_load(part, FINISHED, LIVE, STEPS)).said]
+    if not loads:
+        needed = f"{FINISHED + LIVE} samples, {LIVE} of them longer than {6 * STEPS} tokens"
+        print(f"{name}: no group has {needed}; costs are left out", file=sys.stderr)
+        return []
     repeats = 1 if quick else REPEATS
     warm = medians(peers.warm_subjects, loads, repeats, warm=True)
     halves = [group[i : i + FINISHED + 1] for group in groups for i in (0, FINISHED + 1)]
     many = [half for half in halves if len(half) > FINISHED][: 40 if quick else COLD_GROUPS]
-    cold_load = make_load(many, FINISHED, 1, STEPS)
+    cold_load = make_load(many, FINISHED, 1, COLD_STEPS)
     print(f"cold: {len(cold_load.finished)} groups", file=sys.stderr)
     cold = medians(peers.cold_subjects, [cold_load], repeats, warm=False)
     costs = {drafter: found | cold.get(drafter, {}) for drafter, found in warm.items()}
     for what in ("append_sample", "append_3"):  # it appends nothing but the samples
         costs.get(FINISHED_ONLY, {}).pop(what, None)
     whats = dict.fromkeys(_what(key) for found in costs.values() for key in found)
-    del whats["bytes_per_token"]
+    whats.pop("bytes_per_token", None)
     return [
         {"table": "costs", "traces": name, "what": LABELS.get(what, what), "drafter": drafter, **row}
         for what in whats
@@ -218,7 +223,10 @@ def accept_figures(rows: Sequence[Row], main: str) -> dict[str, float]:
     gains = [
         cell["ours"] - max(value for drafter, value in cell.items() if drafter != "ours")
         for cell in found.values()
+        if len(cell) > 1
     ]
+    if not gains:
+        return figures
     figures["cells"] = len(gains)
     figures["cells_where_a_peer_is_better"] = sum(gain < 0 for gain in gains)
     figures["least_gain"] = round(min(gains), 3)
