@@ -3,6 +3,7 @@
 import msgspec
 
 from seer_sgl.kv.pool import PoolAddress
+from seer_sgl.spec.settings import DraftSettings
 
 TRIED_SGLANG = ("0.5.23",)
 """SGLang versions that the plugin and the command line were tried with."""
@@ -55,6 +56,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_running_requests: int | None = None
     threads: int | None = None
     """CPU threads of one engine, unless OMP_NUM_THREADS says otherwise; None on a GPU machine."""
+    draft: DraftSettings | None = None
+    """None serves without speculation."""
     extra_args: tuple[str, ...] = ()
     start_timeout_s: float = 600.0
 

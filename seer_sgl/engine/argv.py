@@ -6,6 +6,7 @@ from pathlib import Path
 
 from seer_sgl.config import CPU_KV_TOKENS, CPU_MAX_RUNNING, EngineConfig
 from seer_sgl.kv.pool import hicache_args
+from seer_sgl.spec.settings import DRAFT_VARIABLE, encode
 
 
 def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
@@ -38,6 +39,8 @@ def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
         argv += ["--max-running-requests", str(max_running)]
     if config.pool is not None:
         argv += hicache_args(config.page_tokens)
+    if config.draft is not None:
+        argv += ["--speculative-algorithm", "SEER"]
     return [*argv, *config.extra_args]
 
 
@@ -50,6 +53,8 @@ def server_environment(config: EngineConfig) -> dict[str, str]:
         environment["HF_HUB_OFFLINE"] = "1"
     if config.threads is not None and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(config.threads)
+    if config.draft is not None:
+        environment[DRAFT_VARIABLE] = encode(config.draft)
     if config.pool is not None:
         # Its transfer engine looks for an address by asking the internet, unless it is told one.
         environment["SGLANG_HOST_IP"] = config.local_host

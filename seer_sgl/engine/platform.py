@@ -37,6 +37,16 @@ class SeerCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
 
+    def get_kv_pool_cls(self, *, kind: str) -> type | None:
+        if kind != "mha":
+            return None
+        from seer_sgl.engine.kvpool import CpuKVPool
+
+        return CpuKVPool
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        return algorithm == "SEER"
+
     def init_backend(self) -> None:
         from seer_sgl.engine import hicache
 

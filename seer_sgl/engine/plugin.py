@@ -1,8 +1,9 @@
 """The doorway into SGLang: both entry points that SGLang calls in each of its processes.
 
 `activate_platform` answers with our CPU platform only where no accelerator is present, so a CUDA
-machine never sees it. `load` registers one hook that adds our own line to `/server_info`; SGLang logs
-a plugin that fails and goes on without it, and that line is how a launcher proves that it did not.
+machine never sees it. `load` registers the speculative algorithm, on our CPU platform also attention
+and sampling, and one hook that adds our own line to `/server_info`; SGLang logs a plugin that fails and
+goes on without it, and that line is how a launcher proves that it did not.
 """
 
 import os
@@ -17,6 +18,10 @@ _INTERNAL_STATE = (
     "sglang.srt.managers.scheduler_components.internal_state"
     ".SchedulerInternalStateController.get_internal_state"
 )
+_ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
+_SAMPLING_INFO = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch"
+_LINEAR = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply"
+_SAMPLER = "sglang.srt.layers.sampler"
 
 
 def _accelerator_present() -> bool:
@@ -42,7 +47,37 @@ def load() -> None:
     """Register our hooks. SGLang calls this once in each process, before it serves."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from seer_sgl.engine import speculative
+
     HookRegistry.register(_INTERNAL_STATE, _add_proof, HookType.AFTER)
+    speculative.register()
+    if activate_platform() is not None:
+        _load_on_cpu()
+
+
+def _load_on_cpu() -> None:
+    """What replaces Triton and `sgl_kernel` on our CPU platform."""
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from seer_sgl.engine import kvpool, linear, sampling
+
+    # SGLang tests for this very name to stay off Triton, so ours takes it over.
+    register_attention_backend("torch_native")(_cpu_attention)
+    HookRegistry.register(_ASSIGN_SLOTS, kvpool.assign_slots, HookType.REPLACE)
+    HookRegistry.register(_LINEAR, linear.apply_linear, HookType.AROUND)
+    HookRegistry.register(_SAMPLING_INFO, sampling.note_seeds, HookType.AFTER)
+    HookRegistry.register(
+        f"{_SAMPLER}.sampling_from_probs_torch", sampling.sample_probs, HookType.AROUND
+    )
+    filtered = f"{_SAMPLER}.top_k_top_p_min_p_sampling_from_probs_torch"
+    HookRegistry.register(filtered, sampling.sample_filtered, HookType.AROUND)
+
+
+def _cpu_attention(runner: Any) -> Any:
+    from seer_sgl.engine.attention import CpuAttention
+
+    return CpuAttention(runner)
 
 
 def _add_proof(output: Any, controller: Any, _request: Any) -> Any:
@@ -56,5 +91,12 @@ def _add_proof(output: Any, controller: Any, _request: Any) -> Any:
         "device": current_platform.device_type,
         "vocab_size": int(config.vocab_size),
         "context_tokens": int(config.context_len),
+        "speculation": _speculation(controller.scheduler),
     }
     return output
+
+
+def _speculation(scheduler: Any) -> dict[str, Any] | None:
+    """What our worker counted; None where another or no algorithm runs."""
+    drafting = getattr(scheduler.draft_worker, "drafting", None)
+    return None if drafting is None else drafting.counters()
