@@ -176,19 +176,19 @@ class DraftClient:
 
     def _run(self) -> None:
         context, poller = zmq.Context(), zmq.Poller()
-        lines = [_Line(context, poller, address, self._settings) for address in self._servers]
+        lines = self.lines(context, poller)
         try:
             while not self._stop.is_set():
                 for server, line in enumerate(lines):
                     if line.due_s <= time.monotonic():
-                        self._tend(server, line)
+                        self.tend(server, line)
                 wait_s = min(line.due_s for line in lines) - time.monotonic()
                 # Never for longer than a period, so that `close` waits no longer.
                 wait_s = min(max(0.0, wait_s), self._settings.period_s)
                 ready = dict(poller.poll(math.ceil(wait_s * 1000)))
                 for server, line in enumerate(lines):
                     if line.socket in ready:
-                        self._hear(server, line)
+                        self.hear(server, line)
         except Exception:
             log.exception("a bug: %s shares no drafts any more", self._engine)
         finally:
@@ -196,8 +196,12 @@ class DraftClient:
                 line.hang_up()
             context.term()
 
-    def _tend(self, server: int, line: "_Line") -> None:
-        """Give up the call under way: it takes too long. Or make the next."""
+    def lines(self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller) -> list["Line"]:
+        """A line to each server; for the thread, or for one loop that stands for many engines."""
+        return [Line(context, poller, address, self._settings) for address in self._servers]
+
+    def tend(self, server: int, line: "Line") -> None:
+        """What is due: give up the call under way, which takes too long, or make the next."""
         if line.is_waiting:
             self._give_up(server, line)
             self._tell_away(server, line)
@@ -211,12 +215,13 @@ class DraftClient:
         if call is not None and not line.send(frames_of(call)):
             self._give_up(server, line)
 
-    def _give_up(self, server: int, line: "_Line") -> None:
+    def _give_up(self, server: int, line: "Line") -> None:
         with self._lock:
             self._session.lost(server)
         line.dial_again()
 
-    def _hear(self, server: int, line: "_Line") -> None:
+    def hear(self, server: int, line: "Line") -> None:
+        """Take the answer that is there."""
         try:
             frames = line.socket.recv_multipart(zmq.NOBLOCK)
             head = head_of(frames)
@@ -246,7 +251,7 @@ class DraftClient:
             self._sink_errors += 1
             self._tell_once("sink", f"other engines' tokens could not be taken in: {error!r}")
 
-    def _tell_away(self, server: int, line: "_Line") -> None:
+    def _tell_away(self, server: int, line: "Line") -> None:
         self._away.add(server)
         self._tell_once(
             "away",
@@ -260,7 +265,7 @@ class DraftClient:
             log.warning("%s", message)
 
 
-class _Line:
+class Line:
     """The socket to one server, and what it waits for."""
 
     def __init__(

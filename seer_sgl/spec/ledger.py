@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seer_sgl.spec.blocks import NONE, IntArray
-from seer_sgl.spec.compiled import kernel
+from seer_sgl.spec.compiled import inlined, kernel
 
 FREE, FRESH, USED = 0, 1, 2
 """Where `Ledger.state` has: first freed entry, entries ever used, entries in use."""
@@ -64,7 +64,7 @@ def with_room(ledger: Ledger, more_entries: int, groups: int) -> Ledger:
     return grown
 
 
-@kernel
+@inlined
 def _home(ledger: Ledger, group: int, request: int) -> int:
     """Where the hash table begins to look."""
     mixed = (np.uint64(group) << np.uint64(32)) | np.uint64(request)
@@ -74,7 +74,7 @@ def _home(ledger: Ledger, group: int, request: int) -> int:
     return int(np.int64(mixed & np.uint64(len(ledger.places) - 1)))
 
 
-@kernel
+@inlined
 def find(ledger: Ledger, group: int, request: int) -> int:
     """The request's entry, or NONE."""
     place = _home(ledger, group, request)
@@ -86,6 +86,22 @@ def find(ledger: Ledger, group: int, request: int) -> int:
 
 
 @kernel
+def list_group(ledger: Ledger, group: int, requests: IntArray, entries: IntArray) -> int:
+    """A group's requests and their entries, as many as the arrays hold; how many.
+
+    To look for siblings in this is cheaper than in the hash table, which is all over the memory.
+    """
+    count = 0
+    entry = ledger.firsts[group]
+    while entry != NONE and count < len(requests):
+        requests[count] = ledger.requests[entry]
+        entries[count] = entry
+        count += 1
+        entry = ledger.after[entry]
+    return count
+
+
+@inlined
 def _place(ledger: Ledger, entry: int) -> None:
     place = _home(ledger, ledger.groups[entry], ledger.requests[entry])
     while ledger.places[place] != NONE:

@@ -11,6 +11,7 @@ import numpy as np
 
 from seer_sgl.spec.blocks import (
     BLOCK_BYTES,
+    BLOCK_WORDS,
     NONE,
     Chains,
     IntArray,
@@ -32,7 +33,6 @@ from seer_sgl.spec.records import (
     REQUEST,
     SLOT,
     WRITER,
-    tokens_fit,
 )
 
 APPENDED, GAPS, BAD_TOKENS = 0, 1, 2
@@ -87,30 +87,40 @@ def append_to_logs(
     totals: LongArray,
 ) -> int:
     """Append from row `first` on; the row at which memory was out, or how many rows there are."""
+    limit = np.uint32(vocabulary) if vocabulary > 0 else np.uint32(0x7FFFFFFF)
     for row in range(first, len(batch.logs)):
         log, start, end = batch.logs[row], batch.starts[row], batch.starts[row + 1]
         if log < 0 or log >= len(logs.states) or logs.states[log] != OPEN:
             continue
-        if not tokens_fit(batch.tokens, start, end, vocabulary):
-            totals[BAD_TOKENS] += 1
-            logs.states[log] = MUTED
-            continue
-        prev, length = batch.prevs[row], logs.bases[log] + chains.lengths[log]
-        if prev > length:
-            if chains.lengths[log]:
-                totals[GAPS] += 1
-                logs.states[log] = MUTED
-                continue
+        prev, outside = batch.prevs[row], np.int64(0)
+        for position in range(start, end):
+            outside += np.uint32(batch.tokens[position]) >= limit
+        length = logs.bases[log] + chains.lengths[log]
+        if prev > length and not chains.lengths[log]:
             length = prev
             logs.bases[log] = logs.sent[log] = logs.acked[log] = prev
+        if outside or prev > length:
+            totals[BAD_TOKENS if outside else GAPS] += 1
+            logs.states[log] = MUTED
+            continue
         start += length - prev
-        if start < end:
+        if start >= end:
+            continue
+        offset = chains.lengths[log] % BLOCK_WORDS
+        count = end - start
+        if offset and offset + count <= BLOCK_WORDS:
+            # Nearly always: to call anything costs more than to copy a few tokens.
+            at = chains.tails[log] * BLOCK_WORDS + offset - start
+            for position in range(start, end):
+                chains.words[at + position] = batch.tokens[position]
+            chains.lengths[log] += count
+        else:
             count = append_words(chains, log, batch.tokens, start, end)
-            totals[APPENDED] += count
-            entry = logs.entries[log]
-            ledger.known[entry] = max(ledger.known[entry], length + count)
-            if count < end - start:
-                return row
+        totals[APPENDED] += count
+        entry = logs.entries[log]
+        ledger.known[entry] = max(ledger.known[entry], length + count)
+        if count < end - start:
+            return row
     return len(batch.logs)
 
 

@@ -72,10 +72,13 @@ class Reader:
         self._records += count
         self._tokens += used
         starts[count] = used
-        fetched, group_of = np.unique(rows[:count], return_inverse=True)
+        # The rows rise, so where they change another group begins.
+        changes = np.flatnonzero(np.diff(rows[:count], prepend=-1))
+        fetched = rows[changes]
+        group_of = np.repeat(np.arange(len(changes), dtype=np.int32), np.diff(changes, append=count))
         records = Records(
             [names[group] for group in owners[fetched].tolist()],
-            group_of.astype(np.int32),
+            group_of,
             requests[:count].astype(np.int64),
             prevs[:count],
             starts[: count + 1],

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seer_sgl.spec.blocks import BLOCK_WORDS, NONE, Chains, IntArray, LongArray, add_block, block_at
-from seer_sgl.spec.compiled import kernel
-from seer_sgl.spec.ledger import USED, Ledger, find_or_add
+from seer_sgl.spec.compiled import inlined, kernel
+from seer_sgl.spec.ledger import USED, Ledger, find_or_add, list_group
 
 COUNT_BITS = 10
 COUNT_MASK = (1 << COUNT_BITS) - 1
@@ -41,57 +41,41 @@ class Groups(NamedTuple):
     """Token ids are below this; 0: not known."""
 
 
-@kernel
+@inlined
 def is_alive(groups: Groups, slot: int, generation: int) -> bool:
     """Whether this is a group, and the one that is meant."""
     in_range = 0 <= slot < len(groups.generations)
     return bool(in_range and generation > 0 and groups.generations[slot] == generation)
 
 
-@kernel
-def tokens_fit(tokens: IntArray, start: int, end: int, vocabulary: int) -> bool:
-    """Whether all are token ids."""
-    limit = vocabulary if vocabulary > 0 else 0x7FFFFFFF
-    outside = 0
-    for position in range(start, end):
-        outside += tokens[position] < 0 or tokens[position] >= limit
-    return outside == 0
-
-
-@kernel
-def write_record(chains: Chains, update: IntArray, prev: int, tokens: IntArray, start: int) -> int:
-    """Append as much of `tokens[start:]` as one record holds; how many, 0 where memory is out."""
-    slot = update[SLOT]
+@inlined
+def _room_at(chains: Chains, slot: int) -> int:
+    """Where the group's next record goes, in a new block if need be; NONE where memory is out."""
     offset = chains.lengths[slot] % BLOCK_WORDS
     if offset and BLOCK_WORDS - offset <= HEADER_WORDS:
         chains.words[chains.tails[slot] * BLOCK_WORDS + offset] = 0
         chains.lengths[slot] += BLOCK_WORDS - offset
         offset = 0
     block = chains.tails[slot] if offset else add_block(chains, slot)
-    if block == NONE:
-        return 0
-    count = int(min(BLOCK_WORDS - offset - HEADER_WORDS, len(tokens) - start))
-    at = block * BLOCK_WORDS + offset
-    chains.words[at] = update[WRITER] << COUNT_BITS | count
-    chains.words[at + 1] = update[REQUEST]
-    chains.words[at + 2] = prev
-    for index in range(count):
-        chains.words[at + HEADER_WORDS + index] = tokens[start + index]
-    chains.lengths[slot] += HEADER_WORDS + count
-    return count
+    return block * BLOCK_WORDS + offset if block != NONE else NONE
 
 
-@kernel
-def _objection(groups: Groups, update: IntArray, tokens: IntArray) -> int:
-    if not is_alive(groups, update[SLOT], update[GENERATION]):
-        return UNKNOWN_GROUP
-    if update[REQUEST] < 0 or update[PREV] < 0 or not 0 <= update[WRITER] <= MAX_WRITER:
-        return BAD_REQUEST
-    if update[PREV] > 0x7FFFFFFF - len(tokens):
-        return BAD_REQUEST
-    if not tokens_fit(tokens, 0, len(tokens), groups.vocabularies[update[SLOT]]):
-        return BAD_TOKEN
-    return OK
+@inlined
+def _objection(groups: Groups, update: IntArray, tokens: IntArray, start: int, end: int) -> int:
+    slot, what = update[SLOT], OK
+    if not is_alive(groups, slot, update[GENERATION]):
+        what = UNKNOWN_GROUP
+    elif min(update[REQUEST], update[PREV], update[WRITER]) < 0 or (
+        update[WRITER] > MAX_WRITER or update[PREV] > 0x7FFFFFFF - (end - start)
+    ):
+        what = BAD_REQUEST
+    else:
+        vocabulary = groups.vocabularies[slot]
+        limit = np.uint32(vocabulary) if vocabulary > 0 else np.uint32(0x7FFFFFFF)
+        for position in range(start, end):
+            if np.uint32(tokens[position]) >= limit:
+                what = BAD_TOKEN
+    return what
 
 
 @kernel
@@ -115,31 +99,36 @@ def write_updates(
         start, end = end, end + update[COUNT]
         if row < first:
             continue
-        new = tokens[start:end]
-        what, known = _objection(groups, update, new), 0
+        what, known, entry = _objection(groups, update, tokens, start, end), 0, NONE
         if what == OK:
             entry = find_or_add(ledger, update[SLOT], update[REQUEST])
             known = ledger.known[entry]
-            if update[PREV] > known:
-                what = GAP
-        if what != OK:
-            trouble = troubles[totals[TROUBLES]]
-            trouble[0], trouble[1], trouble[2] = row, what, known
+        if what != OK or update[PREV] > known:
+            trouble = totals[TROUBLES]
+            troubles[trouble, 0], troubles[trouble, 1] = row, what if what != OK else GAP
+            troubles[trouble, 2] = known
             totals[TROUBLES] += 1
             continue
-        skipped = min(known - update[PREV], len(new))
+        skipped = min(known - update[PREV], end - start)
         totals[DUPLICATES] += skipped
-        while skipped < len(new):
-            count = write_record(chains, update, update[PREV] + skipped, new, skipped)
-            if not count:
+        start += skipped
+        while start < end:
+            at = _room_at(chains, update[SLOT])
+            if at == NONE:
                 return row
-            skipped += count
-            ledger.known[entry] = update[PREV] + skipped
+            count = min(BLOCK_WORDS - at % BLOCK_WORDS - HEADER_WORDS, end - start)
+            chains.words[at] = update[WRITER] << COUNT_BITS | count
+            chains.words[at + 1], chains.words[at + 2] = update[REQUEST], known
+            for index in range(count):
+                chains.words[at + HEADER_WORDS + index] = tokens[start + index]
+            chains.lengths[update[SLOT]] += HEADER_WORDS + count
+            start, known = start + count, known + count
+            ledger.known[entry] = known
             totals[ACCEPTED] += count
     return len(updates)
 
 
-@kernel
+@inlined
 def _is_known(known: IntArray, request: int, end: int) -> bool:
     for index in range(len(known)):
         if known[index, 0] == request:
@@ -147,7 +136,7 @@ def _is_known(known: IntArray, request: int, end: int) -> bool:
     return False
 
 
-@kernel
+@inlined
 def _read_group(chains: Chains, fetch: IntArray, known: IntArray, out: IntArray, used: int) -> int:
     """Copy a group's records from the cursor on, which moves; the new end of `out`."""
     slot, position = fetch[SLOT], fetch[CURSOR]
@@ -207,6 +196,10 @@ NEW_RECORDS, NEW_TOKENS, OVERLAPS, READ_GAPS, UNREADABLE, AT_ROW, AT_WORD = 0, 1
 """Places of the totals of `take_records`; the last two are where it goes on."""
 
 
+LISTED = 64
+"""Requests of a group that are looked for one after the other; others in the ledger's hash table."""
+
+
 class Taken(NamedTuple):
     """What `take_records` fills."""
 
@@ -218,6 +211,61 @@ class Taken(NamedTuple):
     tokens: IntArray
     overlaps: IntArray
     """Tokens that were known already, by fetch."""
+
+
+@kernel
+def _take_group(
+    ledger: Ledger,
+    owner: int,
+    row: int,
+    words: IntArray,
+    end: int,
+    vocabulary: int,
+    taken: Taken,
+    totals: LongArray,
+) -> bool:
+    """Unpack one fetch. All in one loop: to call anything for a record costs more than the record."""
+    siblings, entries = np.empty(LISTED, np.int32), np.empty(LISTED, np.int32)
+    listed = list_group(ledger, owner, siblings, entries)
+    limit = np.uint32(vocabulary) if vocabulary > 0 else np.uint32(0x7FFFFFFF)
+    index, at = totals[NEW_RECORDS], totals[NEW_TOKENS]
+    while totals[AT_WORD] < end:
+        begin = totals[AT_WORD]
+        count, request, prev = words[begin] & COUNT_MASK, words[begin + 1], words[begin + 2]
+        after = begin + HEADER_WORDS + count
+        if not count or after > end or request < 0 or prev < 0:
+            totals[UNREADABLE] += 1
+            break
+        place = 0
+        while place < listed and siblings[place] != request:
+            place += 1
+        if place == listed:
+            if ledger.state[USED] == len(ledger.known):
+                return False
+            entry = find_or_add(ledger, owner, request)
+            if listed < LISTED:
+                siblings[listed], entries[listed] = request, entry
+                listed += 1
+        else:
+            entry = entries[place]
+        known, there, outside = ledger.known[entry], at, np.int64(0)
+        totals[AT_WORD] = after
+        totals[READ_GAPS] += prev > known
+        skipped = max(0, min(known - prev, count))
+        taken.overlaps[row] += skipped
+        for position in range(begin + HEADER_WORDS + skipped, after):
+            outside += np.uint32(words[position]) >= limit
+            taken.tokens[there] = words[position]
+            there += 1
+        totals[UNREADABLE] += outside > 0
+        if prev <= known and not outside and there > at:
+            taken.rows[index], taken.starts[index] = row, at
+            taken.requests[index], taken.prevs[index] = request, known
+            ledger.known[entry] = prev + count
+            index, at = index + 1, there
+            totals[NEW_RECORDS], totals[NEW_TOKENS] = index, at
+    totals[OVERLAPS] += taken.overlaps[row]
+    return True
 
 
 @kernel
@@ -242,64 +290,13 @@ def take_records(
         totals: all zero before the first call.
     """
     for row in range(totals[AT_ROW], len(results)):
+        totals[AT_ROW] = row
         begin = totals[AT_WORD]
         end = min(begin + max(results[row, 2], 0), len(words))
-        while begin < end:
-            count = words[begin] & COUNT_MASK
-            if not count or begin + HEADER_WORDS + count > end or words[begin + 1] < 0:
-                totals[UNREADABLE] += 1
-                break
-            if owners[row] != NONE:
-                if ledger.state[USED] == len(ledger.known):
-                    totals[AT_ROW], totals[AT_WORD] = row, begin
-                    results[row, 2] = end - begin
-                    return False
-                entry = find_or_add(ledger, owners[row], words[begin + 1])
-                _take(
-                    ledger,
-                    entry,
-                    row,
-                    words[begin : begin + HEADER_WORDS + count],
-                    vocabulary,
-                    taken,
-                    totals,
-                )
-            begin += HEADER_WORDS + count
+        is_read = owners[row] != NONE and begin < end
+        if is_read and not _take_group(ledger, owners[row], row, words, end, vocabulary, taken, totals):
+            results[row, 2] = end - totals[AT_WORD]
+            return False
         totals[AT_WORD] = end
     totals[AT_ROW] = len(results)
     return True
-
-
-@kernel
-def _take(
-    ledger: Ledger,
-    entry: int,
-    row: int,
-    record: IntArray,
-    vocabulary: int,
-    taken: Taken,
-    totals: LongArray,
-) -> None:
-    prev, known, count = record[2], ledger.known[entry], len(record) - HEADER_WORDS
-    if prev > known:
-        totals[READ_GAPS] += 1
-        return
-    if prev < 0 or not tokens_fit(record, HEADER_WORDS, len(record), vocabulary):
-        totals[UNREADABLE] += 1
-        return
-    skipped = min(known - prev, count)
-    taken.overlaps[row] += skipped
-    totals[OVERLAPS] += skipped
-    if skipped == count:
-        return
-    index, at = totals[NEW_RECORDS], totals[NEW_TOKENS]
-    taken.rows[index] = row
-    taken.requests[index] = record[1]
-    taken.prevs[index] = known
-    taken.starts[index] = at
-    for position in range(HEADER_WORDS + skipped, len(record)):
-        taken.tokens[at] = record[position]
-        at += 1
-    ledger.known[entry] = prev + count
-    totals[NEW_RECORDS] = index + 1
-    totals[NEW_TOKENS] = at

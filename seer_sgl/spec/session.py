@@ -186,7 +186,8 @@ class Session:
         fetching = np.flatnonzero(ours & (self.groups.states == HERE))
         if not (registering or len(updates) or len(fetching)):
             return None
-        fetching = np.roll(fetching, -self._turns[server])
+        if self._turns[server]:
+            fetching = np.roll(fetching, -self._turns[server])
         fetches, known = self._fetches(fetching, now_s)
         self._pending[server] = _Pending(
             registering,
@@ -315,6 +316,8 @@ class Session:
         mine = self.tokens.logs
         mine.acked[logs[taken]] = ends[taken]
         self._counts["refused_updates"] += len(troubles)
+        if not len(troubles):
+            return
         lost = np.zeros(len(self.groups.states), np.bool_)
         for row, what, known in troubles.tolist():
             log = int(logs[row])
@@ -339,8 +342,6 @@ class Session:
         same &= self.groups.states[fetching] == HERE
         here = same & (results[:, 0] != UNKNOWN_GROUP)
         self.groups.remotes[fetching[here], 3] = results[here, 1]
-        lost = np.zeros(len(self.groups.states), np.bool_)
-        lost[fetching[same & ~here]] = True
         more = np.flatnonzero(results[:, 0] == MORE)
         self.hungry[server] = bool(len(more))
         self._turns[server] = (self._turns[server] + int(more[0])) % len(fetching) if len(more) else 0
@@ -348,7 +349,10 @@ class Session:
         records, repeated = self._reader.unpack(self.groups.names, owners, results, answer.words)
         until_s = self.groups.compared_until_s
         until_s[repeated] = np.maximum(until_s[repeated], now_s + OVERLAP_S)
-        self._lose(lost, now_s)
+        if (same & ~here).any():
+            lost = np.zeros(len(self.groups.states), np.bool_)
+            lost[fetching[same & ~here]] = True
+            self._lose(lost, now_s)
         return records
 
 
