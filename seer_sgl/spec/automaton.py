@@ -39,6 +39,8 @@ MAX_COUNT = (1 << (31 - PATH_BITS)) - 16
 STATES_PER_TOKEN = 2
 """A token adds a state, and at most one clone."""
 ROOT = 0
+UNIT = 4
+"""What a token counts that was said in this epoch; one of the last epoch may count less."""
 
 
 @inlined
@@ -133,7 +135,9 @@ def _new_state(states: Any, sizes: Any, length: Any, link: Any) -> Any:
     sizes[STATES] += 1
     states[state, LENGTH] = length
     states[state, LINK] = link
+    states[state, TOKEN] = 0
     states[state, TARGET] = -1
+    states[state, USE] = 0
     states[state, TOTAL] = 0
     states[state, MORE] = -1
     states[state, BEST] = 0

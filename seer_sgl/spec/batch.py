@@ -17,6 +17,7 @@ from seer_sgl.spec.automaton import (
 from seer_sgl.spec.compiled import inlined, kernel
 from seer_sgl.spec.drafting import draft_chain, draft_tree, near_miss
 from seer_sgl.spec.scoring import CANDIDATE_FIELDS, CANDIDATES
+from seer_sgl.spec.tree import LAST_USED
 
 GROUP, STATE, OTHER, COUNT, NUMBER, WEIGHT, FOLLOWED = range(7)
 """A path's group (-1 once that is gone), its state, its near miss (`drafting.near_miss`), tokens so far,
@@ -92,6 +93,7 @@ def draft_batch(
     nodes: Any,
     max_depth: Any,
     chains: Any,
+    now: Any,
     starts: Any,
     tokens: Any,
     parents: Any,
@@ -118,6 +120,7 @@ def draft_batch(
         at = starts[i]
         n = 0
         if group >= 0 and nodes[i] > 0:
+            groups[group, LAST_USED] = now
             states, edges, table, _ = _arrays(groups, group)
             state = np.int64(paths[path, STATE])
             other = np.int64(paths[path, OTHER])

@@ -1,7 +1,9 @@
 """How this package's kernels are compiled: kept on disk where that can be written to."""
 
+import contextlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -12,6 +14,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 cache_failures: list[str] = []
 """Why the kernels of this process are compiled in memory alone; empty where the disk cache works."""
+
+
+def _forget_stale(package: Path) -> None:
+    """Remove compiled kernels older than any source here.
+
+    Numba compares a kernel with its own file alone, and kernels here call those of other files.
+    """
+    newest_s = max(source.stat().st_mtime for source in package.glob("*.py"))
+    for index in package.glob("__pycache__/*.nbi"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+            if index.stat().st_mtime < newest_s:
+                index.unlink()
+
+
+_forget_stale(Path(__file__).parent)
 
 
 def kernel(function: F) -> F:

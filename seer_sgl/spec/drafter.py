@@ -15,7 +15,7 @@ from seer_sgl.spec.automaton import IntArray
 from seer_sgl.spec.budget import Budget, Load, Rules
 from seer_sgl.spec.client import ClientSettings, DraftClient
 from seer_sgl.spec.cost import Step, StepCost, profiled_steps
-from seer_sgl.spec.forest import Drafts, Forest
+from seer_sgl.spec.forest import LEAST_BUDGET_BYTES, Drafts, Forest
 from seer_sgl.spec.paths import PROMPT_TOKENS, Live, Siblings, as_tokens, read_tag
 from seer_sgl.spec.settings import DraftSettings
 
@@ -77,7 +77,7 @@ class Drafter:
 
         Request i of the answer is `batch[i]`. Where no node comes back at all, plain decoding is best.
         """
-        lives = [self._live.get(request.rid) or self._begin(request) for request in batch]
+        lives = [self._of(request) for request in batch]
         given_starts, given = self._take_in(batch, lives)
         self._learn(batch, given_starts, given)
         probes = np.array([live.tag.probe for live in lives], np.bool_)
@@ -143,6 +143,14 @@ class Drafter:
         }
 
     # -- parts of a step
+
+    def _of(self, request: StepRequest) -> Live:
+        live = self._live.get(request.rid)
+        if live is not None and self._forest.alive(live.path):
+            return live
+        if live is not None:  # its group was dropped for lack of memory: begin again with what comes
+            self.finished(request.rid)
+        return self._begin(request)
 
     def _begin(self, request: StepRequest) -> Live:
         """A request that is new here, or continues here."""
@@ -257,7 +265,7 @@ def _chosen(drafts: Drafts, requests: Any) -> Drafts:
 
 def _warm_up() -> None:
     """Compile or load every kernel now, so that no request waits for it."""
-    forest = Forest(1 << 20)
+    forest = Forest(LEAST_BUDGET_BYTES)
     path = forest.open("warm-up", 0)
     forest.append(path, 0, np.array([1, 2, 3, 1, 2, 3, 1, 2], np.int32))
     one, nodes = np.array([path], np.int32), np.array([4], np.int32)

@@ -1,13 +1,12 @@
 """The suffix trees of one engine: one per group, within a byte budget, drafted from in batches."""
 
 import threading
-from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from seer_sgl.spec.automaton import PATH_MASK, IntArray
+from seer_sgl.spec.automaton import PATH_MASK, UNIT, IntArray
 from seer_sgl.spec.batch import (
     COUNT,
     FOLLOWED,
@@ -18,13 +17,14 @@ from seer_sgl.spec.batch import (
     append_batch,
     draft_batch,
 )
-from seer_sgl.spec.tree import FIRST_TOKENS, VIEW_FIELDS, GroupTree
+from seer_sgl.spec.tree import FIRST_TOKENS, LAST_USED, VIEW_FIELDS, GroupTree
 
 SLICE_TOKENS = 512
 """Tokens appended under one hold of the lock, so that a draft never waits longer than for these."""
-FRESH_WEIGHT = 4
-"""What a token of this epoch counts; one of the last epoch may be given less."""
 
+
+LEAST_BUDGET_BYTES = 4 << 20
+"""A long prompt and the first tokens of its group fit."""
 
 LongArray = npt.NDArray[np.int64]
 
@@ -59,12 +59,17 @@ class Forest:
 
     Args:
         budget_bytes: memory that all trees together may hold; the group used least recently goes first.
+
+    Raises:
+        ValueError: the budget is below `LEAST_BUDGET_BYTES`.
     """
 
     def __init__(self, budget_bytes: int) -> None:
+        if budget_bytes < LEAST_BUDGET_BYTES:
+            raise ValueError(f"budget_bytes {budget_bytes}: a tree needs {LEAST_BUDGET_BYTES} at least")
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
-        self._trees: OrderedDict[int, GroupTree] = OrderedDict()  # by slot, least recently used first
+        self._trees: dict[int, GroupTree] = {}
         self._names: dict[int, str] = {}
         self._slots: dict[str, int] = {}
         self._handles: dict[str, dict[int, int]] = {}
@@ -72,6 +77,7 @@ class Forest:
         self._paths = np.full((64, PATH_FIELDS), -1, np.int32)
         self._free_slots: list[int] = []
         self._free_paths: list[int] = []
+        self._now = 0
         self.held_bytes = 0
         self.evicted_groups = 0
 
@@ -82,7 +88,7 @@ class Forest:
         group_id: str,
         request_id: int,
         prompt: IntArray | None = None,
-        weight: int = FRESH_WEIGHT,
+        weight: int = UNIT,
         followed: bool = True,
     ) -> int:
         """The handle of a request's path, made where it is new.
@@ -126,12 +132,13 @@ class Forest:
         Raises:
             GapError: tokens before these are missing.
         """
-        known = self.length(path)
-        if prev_token_count > known:
-            raise GapError(path, known, prev_token_count)
-        fresh = tokens[known - prev_token_count :]
-        starts = np.array([0, len(fresh)], np.int32)
-        self.append_many(np.array([path], np.int32), starts, fresh)
+        with self._lock:
+            known = self.length(path)
+            if prev_token_count > known:
+                raise GapError(path, known, prev_token_count)
+            fresh = np.ascontiguousarray(tokens[known - prev_token_count :], np.int32)
+            starts = np.array([0, len(fresh)], np.int32)
+            self._append(np.array([path], np.int32), starts, fresh, np.zeros(2, np.int64))
 
     def append_many(self, paths: IntArray, starts: IntArray, tokens: IntArray) -> None:
         """Append `tokens[starts[i]:starts[i + 1]]` to `paths[i]`, for each i; all of it is new."""
@@ -147,7 +154,10 @@ class Forest:
 
     def close(self, path: int) -> None:
         """No more drafts for this path; its tokens stay, for its siblings."""
-        self._paths[path, FOLLOWED] = 0
+        with self._lock:
+            self._paths[path, FOLLOWED] = 0
+            if not self.alive(path):
+                self._release(path)
 
     def drop_group(self, group_id: str) -> None:
         """Forget a group and all its paths."""
@@ -187,11 +197,9 @@ class Forest:
         whole = np.empty((3, room), np.int32)
         confidences = np.empty(room, np.float32)
         with self._lock:
-            for slot in np.unique(self._paths[paths, GROUP]).tolist():
-                if slot >= 0:
-                    self._trees.move_to_end(slot)
+            self._now += 1
             draft_batch(
-                *(self._groups, self._paths, paths, nodes, max_depth, chains),
+                *(self._groups, self._paths, paths, nodes, max_depth, chains, self._now),
                 *(starts, whole[0], whole[1], whole[2], confidences),
             )
         used = int(starts[-1])
@@ -209,21 +217,22 @@ class Forest:
             tree.make_room(int(progress[1]))
             self.held_bytes += tree.held_bytes - before
             self._groups[slot] = tree.view
-            self._trees.move_to_end(slot)
-            self._keep_budget()
+            self._groups[slot, LAST_USED] = self._now
+            self._keep_budget(slot)
 
-    def _keep_budget(self) -> None:
+    def _keep_budget(self, needed: int) -> None:
+        """Drop groups until the budget holds: `needed` last of all."""
         while self.held_bytes > self._budget_bytes and self._trees:
+            others = [slot for slot in self._trees if slot != needed]
+            oldest = min(others, key=lambda slot: int(self._groups[slot, LAST_USED]), default=needed)
             self.evicted_groups += 1
-            self._drop(next(iter(self._trees)))
+            self._drop(oldest)
 
     def _slot(self, group_id: str) -> int:
         slot = self._slots.get(group_id)
         if slot is not None:
             return slot
         tree = GroupTree(FIRST_TOKENS)
-        self.held_bytes += tree.held_bytes
-        self._keep_budget()
         slot = self._free_slots.pop() if self._free_slots else len(self._names)
         if slot == len(self._groups):
             self._groups = np.concatenate((self._groups, np.zeros_like(self._groups)))
@@ -232,6 +241,9 @@ class Forest:
         self._names[slot] = group_id
         self._slots[group_id] = slot
         self._handles[group_id] = {}
+        self.held_bytes += tree.held_bytes
+        self._groups[slot, LAST_USED] = self._now
+        self._keep_budget(slot)
         return slot
 
     def _new_path(self, slot: int, weight: int) -> int:
@@ -246,7 +258,7 @@ class Forest:
         return path
 
     def _take_prompt(self, slot: int, tree: GroupTree, prompt: IntArray) -> None:
-        path = self._new_path(slot, FRESH_WEIGHT)
+        path = self._new_path(slot, UNIT)
         self._paths[path, NUMBER] = 0
         chosen, starts = np.array([path], np.int32), np.array([0, len(prompt)], np.int32)
         self._append(chosen, starts, np.ascontiguousarray(prompt, np.int32), np.zeros(2, np.int64))
@@ -258,8 +270,11 @@ class Forest:
         self.held_bytes -= self._trees.pop(slot).held_bytes
         self._groups[slot] = 0
         del self._slots[group_id]
-        for path in self._handles.pop(group_id).values():
+        del self._handles[group_id]
+        for path in np.flatnonzero(self._paths[:, GROUP] == slot).tolist():
             self._paths[path, GROUP] = -1
+            if not self._paths[path, FOLLOWED]:
+                self._release(path)  # else whoever follows it closes it
         self._free_slots.append(slot)
 
     def _release(self, path: int) -> None:

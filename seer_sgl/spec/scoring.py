@@ -25,17 +25,18 @@ from seer_sgl.spec.automaton import (
     TARGET,
     TOKEN,
     TOTAL,
+    UNIT,
     USE,
 )
 from seer_sgl.spec.compiled import inlined, kernel
 
-CANDIDATES = 48
-PER_CONTEXT = 16
+CANDIDATES = 96
+PER_CONTEXT = 64
 """Tokens of one context that are looked at, the newest further edges first."""
 C_TOKEN, C_TARGET, C_FLAG = range(3)
 CANDIDATE_FIELDS = 3
 
-ESCAPE = 0.75
+ESCAPE = 2.0 * UNIT
 OWN = 2.7
 """How much more what the request itself did last in the same context counts."""
 NEAR_MISS = 3.0

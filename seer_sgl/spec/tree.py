@@ -15,8 +15,10 @@ from seer_sgl.spec.automaton import (
 GROWTH = 1.2
 """Arrays grow by a fifth: memory held stays close to what is used, and copies stay rare."""
 FIRST_TOKENS = 512
-VIEW_FIELDS = 7
-"""Addresses of states, edges, table and sizes; rows of states and edges; slots of the table."""
+VIEW_FIELDS = 8
+"""Addresses of states, edges, table and sizes; rows of states and edges; slots of the table; and when
+the group was used last, in steps of the forest."""
+LAST_USED = 7
 
 
 class GroupTree:
@@ -63,7 +65,7 @@ class GroupTree:
     def _look(self) -> None:
         arrays = (self._states, self._edges, self._table, self._sizes)
         self.view[:4] = [array.ctypes.data for array in arrays]
-        self.view[4:] = len(self._states), len(self._edges), self._table.size
+        self.view[4:7] = len(self._states), len(self._edges), self._table.size
 
 
 def _grow(array: IntArray, rows: int) -> None:
