@@ -46,7 +46,8 @@ class Job:
     new_tokens: int
     """The same, kept for the answer: a preemption lessens the other."""
     prefill_tokens: int
-    acceptance: float = 0.0
+    gained: float = 0.0
+    """Share of what siblings can add to its drafts that they do add."""
     number: int = 0
     end_clock: float = 0.0
     running: bool = False
@@ -75,7 +76,7 @@ class SimEngine:
     """Admitted later, as KV allows: only where the scheduler has not reserved it."""
     _running: list[tuple[float, int, Job]] = field(default_factory=list)
     _newest: list[Job] = field(default_factory=list)
-    _acceptance_sum: float = 0.0
+    _gained_sum: float = 0.0
     _full: bool = False
     """Nothing is admitted until a request leaves. Where SGLang admits."""
     _share: float = SGLANG_SHARE
@@ -181,7 +182,7 @@ class SimEngine:
         if not self.batch and not self.waiting:
             self._share, self._share_clock = SGLANG_SHARE, self.clock_tokens
         if not self.batch:
-            self.kv_tokens = self._acceptance_sum = 0.0
+            self.kv_tokens = self._gained_sum = 0.0
             self._newest.clear()
         return ended
 
@@ -223,7 +224,7 @@ class SimEngine:
         job.end_clock = self.clock_tokens + job.tokens
         self.batch += 1
         self.kv_tokens += job.held_tokens
-        self._acceptance_sum += job.acceptance
+        self._gained_sum += job.gained
         self.prefilled_tokens += job.prefill_tokens
         start_s = self.model.start_s(job.prefill_tokens, job.held_tokens - job.prefill_tokens)
         if start_s:
@@ -235,7 +236,7 @@ class SimEngine:
         job.running = self._full = False
         self.batch -= 1
         self.kv_tokens -= kv_tokens
-        self._acceptance_sum -= job.acceptance
+        self._gained_sum -= job.gained
 
     def _preempt(self) -> None:
         """The newest request gives up its KV, waits, and computes everything again."""
@@ -264,9 +265,9 @@ class SimEngine:
         if self.drafting is None:
             self._step_s, self._pace = self.model.step_s(self.batch, 0.0), 1.0
             return
-        acceptance = self._acceptance_sum / self.batch
+        share = self._gained_sum / self.batch
         self._step_s, self._pace = best_draft(
-            self.model, self.drafting, self.batch, self.kv_tokens, acceptance
+            self.model, self.drafting, self.batch, self.kv_tokens, share
         )
 
 

@@ -13,6 +13,7 @@ from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.engine import Job, SimEngine
 from seer_sgl.sim.oracles import engine_name
 from seer_sgl.sim.result import SimResult
+from seer_sgl.sim.speculation import gained
 from seer_sgl.sim.timeline import Recorder
 from seer_sgl.sim.workload import Workload
 from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
@@ -161,13 +162,14 @@ class Simulation:
         self._left[name] = left - new_tokens
         first = left == total
         held = self.workload.prompt_tokens + total - left
+        # With a chunk behind it a sample has been counted itself; its own history is no sibling's.
+        siblings = self._siblings[self._group_of[name]] - (not first)
         delay_s, prefill = model.turnaround_s, 0
         if first or action.came_from is not None:
             prefill = max(0, held - action.pulled_tokens - self._prompt_there(action))
         if action.came_from is not None or action.pulled_tokens:
             delay_s += model.move_s + action.pulled_tokens * model.move_token_s
             self.moved_tokens += action.pulled_tokens
-        drafting = self.workload.speculation
         job = Job(
             chunk_id=action.chunk_id,
             request_id=name,
@@ -176,7 +178,7 @@ class Simulation:
             limit_tokens=action.max_new_tokens,
             new_tokens=new_tokens,
             prefill_tokens=prefill,
-            acceptance=drafting.acceptance(self._siblings[self._group_of[name]]) if drafting else 0.0,
+            gained=gained(siblings),
         )
         self._push(self.now_s + delay_s, self.engines[action.engine_id], 0, job)
 

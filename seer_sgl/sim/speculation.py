@@ -1,4 +1,10 @@
-"""Speculative decoding in the simulator: tokens per step against the time of a longer one."""
+"""Speculative decoding in the simulator: tokens per step against the time of a longer one.
+
+What drafts bring is measured: mean accept lengths of our drafter on real groups, by draft tokens and by
+siblings (`python -m bench.accepted`, on samples of a 3B model that learns maths by RL). What a step
+takes follows from the engine's model. All requests of a step draft as many tokens; a real engine's
+budget (`seer_sgl.spec.budget`) does better.
+"""
 
 from bisect import bisect_right
 
@@ -6,54 +12,64 @@ import msgspec
 
 from seer_sgl.sim.model import EngineModel
 
-_REFERENCES = (0, 1, 5, 15)
-_GAINED = (0.0, 0.41, 0.75, 1.0)
-"""Of the gain that 15 siblings bring, the share that 0, 1 and 5 of them bring: mean accept lengths of
-1.70, 2.04, 2.32 and 2.53 (arXiv 2511.14617v3, Table 2, linear drafts)."""
+DRAFT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 31)
+"""Of each request in a step; the best of these is taken."""
+ALONE = (1.371, 1.555, 1.665, 1.734, 1.818, 1.872, 1.929, 1.96, 2.006, 2.025)
+"""Mean accept length with so many draft tokens and a sample's own history, the bonus token included."""
+GROUPED = (1.63, 2.048, 2.336, 2.542, 2.82, 2.995, 3.21, 3.333, 3.583, 3.693)
+"""The same with 15 siblings."""
+SIBLINGS = (0, 1, 3, 7, 15)
+GAINED = (0.0, 0.348, 0.604, 0.811, 1.0)
+"""Of the gain that 15 siblings bring, the share that so many of them bring, over all draft lengths."""
 
 
 class Drafting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Grouped speculative decoding: a draft of up to `max_draft` tokens is verified per step."""
+    """Grouped speculative decoding: a draft tree is verified per step where that pays."""
 
-    acceptance_alone: float
-    """Chance that a drafted token is accepted, given the one before, while no sibling has output yet."""
-    acceptance_grouped: float
-    """The same with 15 siblings' output to draft from."""
-    max_draft: int = 8
-    """The paper's choice (arXiv 2511.14617v3, 4.1)."""
+    max_draft: int = 31
+    """Draft tokens of a request and step at most."""
     step_x: float = 1.0
     """A speculative step takes so many times what its tokens alone would take: drafting, sampling and
     bookkeeping between verifications."""
-
-    def acceptance(self, siblings: int) -> float:
-        """With the output of so many siblings to draft from."""
-        high = bisect_right(_REFERENCES, siblings)
-        if high == len(_REFERENCES):
-            share = 1.0
-        else:
-            low_n, high_n = _REFERENCES[high - 1], _REFERENCES[high]
-            part = (siblings - low_n) / (high_n - low_n)
-            share = _GAINED[high - 1] + part * (_GAINED[high] - _GAINED[high - 1])
-        return self.acceptance_alone + share * (self.acceptance_grouped - self.acceptance_alone)
+    accepted_x: float = 1.0
+    """The accepted draft tokens are so many times the measured ones: 0 for none at all."""
 
 
-def accepted_tokens(acceptance: float, draft_tokens: int) -> float:
-    """Expected tokens of a step, the bonus token included (same paper, 3.4.1)."""
-    return (1 - acceptance ** (draft_tokens + 1)) / (1 - acceptance)
+def gained(siblings: int) -> float:
+    """Share of the gain from 15 siblings that the output of so many brings."""
+    high = bisect_right(SIBLINGS, siblings)
+    if high == len(SIBLINGS):
+        return 1.0
+    low_n, high_n = SIBLINGS[high - 1], SIBLINGS[high]
+    part = (siblings - low_n) / (high_n - low_n)
+    return GAINED[high - 1] + part * (GAINED[high] - GAINED[high - 1])
+
+
+def accept_lengths(drafting: Drafting, share: float) -> list[float]:
+    """Tokens per step for each of `DRAFT_TOKENS`, where siblings bring that share of their gain."""
+    return [
+        1.0 + drafting.accepted_x * (alone + share * (grouped - alone) - 1.0)
+        for alone, grouped in zip(ALONE, GROUPED, strict=True)
+    ]
 
 
 def best_draft(
-    model: EngineModel, drafting: Drafting, requests: int, kv_tokens: float, acceptance: float
+    model: EngineModel, drafting: Drafting, requests: int, kv_tokens: float, share: float
 ) -> tuple[float, float]:
-    """(Seconds of a step without KV, tokens per step) of the draft that takes least time per token."""
+    """(Seconds of a step without KV, tokens per step) of the draft that takes least time per token.
+
+    Args:
+        share: mean over the batch of what siblings bring (`gained`).
+    """
     kv_s = kv_tokens * model.kv_token_s
     best = model.step_s(requests, 0.0), 1.0
     best_s = best[0] + kv_s
-    for draft_tokens in range(1, drafting.max_draft + 1):
+    for draft_tokens, pace in zip(DRAFT_TOKENS, accept_lengths(drafting, share), strict=True):
+        if draft_tokens > drafting.max_draft:
+            break
         products_s = model.step_s(requests, 0.0, 1.0 + draft_tokens)
         # What is beside the products and the KV grows with both, and is added to the part without KV.
         step_s = products_s + (drafting.step_x - 1.0) * (products_s + kv_s)
-        pace = accepted_tokens(acceptance, draft_tokens)
         if (step_s + kv_s) / pace < best_s:
             best, best_s = (step_s, pace), (step_s + kv_s) / pace
     return best

@@ -350,7 +350,7 @@ def test_the_same_arguments_give_the_same_rollout_and_timeline(
 def test_drafts_that_are_never_accepted_change_nothing(
     name: str, workload: Workload, lengths: list[list[int]], max_draft: int
 ) -> None:
-    drafts = replace(workload, speculation=Drafting(0.0, 0.0, max_draft))
+    drafts = replace(workload, speculation=Drafting(max_draft, accepted_x=0.0))
     plain = simulate(workload, name, lengths=lengths)
     assert simulate(drafts, name, lengths=lengths, speculation=True) == plain
     assert simulate(drafts, name, lengths=lengths) == plain

@@ -35,7 +35,7 @@ kv_capacity_tokens = 4096
 page_tokens = 16
 max_running_requests = 64
 """
-SPECULATION = "speculation = { acceptance_alone = 0.4, acceptance_grouped = 0.6 }"
+SPECULATION = "speculation = { max_draft = 8 }"
 
 
 class Simulator:

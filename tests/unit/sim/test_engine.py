@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from seer_sgl.sim.engine import Job, SimEngine
 from seer_sgl.sim.model import EngineModel
-from seer_sgl.sim.speculation import Drafting
+from seer_sgl.sim.speculation import ALONE, GROUPED, Drafting
 from seer_sgl.types import ChunkId, RequestId
 
 MODEL = EngineModel(
@@ -146,16 +146,19 @@ def test_nothing_runs_on_an_idle_engine() -> None:
 
 
 def test_a_draft_brings_more_than_one_token_a_step() -> None:
-    drafting = Drafting(acceptance_alone=0.5, acceptance_grouped=0.5, max_draft=1)
+    drafting = Drafting(max_draft=1)
+    alone, grouped = ALONE[0], GROUPED[0]
+    both = (alone + grouped) / 2
     engine = SimEngine(FLAT, drafting)
-    for number, (acceptance, tokens) in enumerate(((0.25, 150), (0.75, 325))):
-        job = Task(0.0, 1, tokens).job(number)
-        job.acceptance = acceptance
+    for number, (gained, tokens) in enumerate(((0.0, 100 * both), (1.0, 100 * both + 50 * grouped))):
+        job = Task(0.0, 1, 1_000).job(number)
+        job.tokens = tokens
+        job.gained = gained
         engine.start(job)
-    assert engine.next_s() == pytest.approx(150 / 1.5), "the batch's mean acceptance is 0.5"
+    assert engine.next_s() == pytest.approx(100), "the batch's mean counts"
     engine.advance(100.0)
     assert len(engine.end()) == 1
-    assert engine.next_s() == pytest.approx(100 + 175 / 1.75), "that of the other alone is 0.75"
+    assert engine.next_s() == pytest.approx(150), "that of the other alone is higher"
 
 
 # ---- KV that nobody has reserved ----

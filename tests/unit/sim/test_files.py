@@ -49,7 +49,7 @@ BASE: dict[str, Any] = {
     "max_new_tokens": 2000,
     "chunk_tokens": 256,
     "lengths": {"mean_tokens": 500, "spread": 1.0, "correlation": 0.9},
-    "speculation": {"acceptance_alone": 0.4, "acceptance_grouped": 0.6},
+    "speculation": {"max_draft": 8},
     "engine": ENGINE,
 }
 COMPUTED = {key: value for key, value in BASE.items() if key != "engine"} | {
@@ -158,7 +158,7 @@ def test_every_built_in_workload_loads_under_its_name(path: Path) -> None:
         ("lengths.spread", math.nan, "lengths.spread must be finite and at most 1e+30, got nan"),
         ("lengths.correlation", 1.01, "lengths.correlation must be at least 0 and at most 1, got 1.01"),
         ("lengths.correlation", "all", 'lengths.correlation must be a number, got "all"'),
-        ("speculation.acceptance_alone", 1, "at least 0 and below 1, got 1.0"),
+        ("speculation.accepted_x", 11, "at least 0 and at most 10, got 11.0"),
         ("speculation.max_draft", 0, "speculation.max_draft must be at least 1"),
         ("engine.token_s", math.inf, "engine.token_s must be finite and at most 1e+30, got inf"),
         ("engine.kv_token_s", -1e-9, "engine.kv_token_s must be at least 0, got -1e-09"),

@@ -15,7 +15,7 @@ from seer_sgl.sim.model import EngineModel
 from seer_sgl.sim.result import SimResult
 from seer_sgl.sim.run import simulate
 from seer_sgl.sim.simulation import Meter, Simulation
-from seer_sgl.sim.speculation import Drafting, accepted_tokens
+from seer_sgl.sim.speculation import ALONE, GROUPED, Drafting, gained
 from seer_sgl.sim.workload import Lengths, Workload
 
 FLAT = EngineModel(
@@ -172,45 +172,45 @@ def test_the_start_of_a_rollout_is_not_measured() -> None:
 # ---- speculation ----
 
 
-def drafting(alone: float, grouped: float, model: EngineModel = FLAT) -> Workload:
-    return replace(BASE, engine=model, speculation=Drafting(alone, grouped), chunk_tokens=100)
+def drafting(accepted_x: float, model: EngineModel = FLAT) -> Workload:
+    speculation = Drafting(accepted_x=accepted_x)
+    return replace(BASE, engine=model, speculation=speculation, chunk_tokens=100)
 
 
 def test_free_drafts_are_faster_by_the_tokens_accepted() -> None:
     plain = rollout([[1000]], workload=BASE)
-    faster = rollout([[1000]], workload=drafting(0.9, 0.9))
+    faster = rollout([[1000]], workload=drafting(1.0))
     gain = plain.makespan_s / faster.makespan_s
-    assert gain == pytest.approx(accepted_tokens(0.9, 8))
+    assert gain == pytest.approx(ALONE[-1])
     assert faster.output_tokens == plain.output_tokens
 
 
 def test_a_sample_drafts_from_siblings_that_have_sent_something() -> None:
     """One slot: the second sample starts when the first one has ended; so does another group."""
-    workload = drafting(0.0, 0.9, replace(FLAT, max_running_requests=1))
-    second_s = 100 / accepted_tokens(0.41 * 0.9, 8)
-    assert rollout([[100, 100]], workload=workload).makespan_s == pytest.approx(100 + second_s)
-    assert rollout([[100], [100]], workload=workload).makespan_s == pytest.approx(200)
+    workload = drafting(1.0, replace(FLAT, max_running_requests=1))
+    alone_s, helped_s = 100 / ALONE[-1], 100 / (ALONE[-1] + gained(1) * (GROUPED[-1] - ALONE[-1]))
+    assert rollout([[100, 100]], workload=workload).makespan_s == pytest.approx(alone_s + helped_s)
+    assert rollout([[100], [100]], workload=workload).makespan_s == pytest.approx(2 * alone_s)
 
 
 def test_a_sibling_counts_from_its_first_chunk_on_and_once() -> None:
-    """Side by side: nothing to draft from in the first chunk, itself and its sibling in the others."""
-    later = 0.0 + (0.41 + 0.25 * (0.75 - 0.41)) * 0.9
-    workload = drafting(0.0, 0.9)
-    result = rollout([[300, 300]], workload=workload)
-    assert result.makespan_s == pytest.approx(100 + 200 / accepted_tokens(later, 8))
+    """Side by side: their own history alone in the first chunk, one another in the others."""
+    later = ALONE[-1] + gained(1) * (GROUPED[-1] - ALONE[-1])
+    result = rollout([[300, 300]], workload=drafting(1.0))
+    assert result.makespan_s == pytest.approx(100 / ALONE[-1] + 200 / later)
 
 
 def test_drafts_of_which_nothing_is_accepted_change_nothing() -> None:
     lengths = [[30, 200, 70], [400, 5, 90]]
     model = replace(FLAT, token_s=0.2, kv_token_s=1e-3, prefill_token_s=0.01)
     for name in ("divided", "seer", "least_loaded"):
-        with_drafts = drafting(0.0, 0.0, model)
+        with_drafts = drafting(0.0, model)
         plain = replace(with_drafts, speculation=None)
         policy = policy_named(name)
         assert rollout(lengths, policy, with_drafts) == rollout(lengths, policy, plain)
 
 
 def test_without_speculation_the_workloads_drafts_are_not_used() -> None:
-    workload = drafting(0.9, 0.9)
+    workload = drafting(2.0)
     assert simulate(workload, "seer", lengths=[[1000]]).makespan_s == pytest.approx(1000.0)
     assert simulate(workload, "seer", lengths=[[1000]], speculation=True).makespan_s < 500
