@@ -8,9 +8,10 @@ quarter of the paper's engines, and `scale`. Each cell is the mean over the same
 `x` is the throughput as a multiple of the baseline's, veRL's way; `of_oracle` of the oracle's.
 
 The constants in `seer_sgl/sim/workloads` were fitted by `python -m bench.fit` on the baseline alone.
-Rows with `+sd` do not repeat the paper's: their accept lengths are our drafter's, measured on real groups
-by `python -m bench.accepted` (RL of a 3B model on maths, for all three workloads). `table4_error_max` is of
-the rows without. `sd_x` is what drafts add to the paper's rule, `sd_paper_x` the same step of Table 4.
+Rows with `+sd` do not repeat the paper's: their accept lengths are our drafter's, measured on real
+groups by `python -m bench.accepted` (RL of a 3B model on maths, for all three workloads).
+`table4_error_max` is of the rows without. `sd_x` is what drafts add to the paper's rule, `sd_paper_x`
+the same step of Table 4.
 """
 
 import argparse
