@@ -6,13 +6,14 @@ its own ancestors and to itself. Then the target's own token is sampled at every
 from its root along the nodes that equal the sampled tokens. What it samples where no node matches is one
 more token. So the tokens are the target's own, whatever the drafts were.
 
-Host side: numpy and numba, no SGLang. A row's number counts over the whole batch.
+No SGLang here. A row's number counts over the whole batch.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from seer_sgl.spec.compiled import kernel
 
@@ -120,6 +121,32 @@ def accept(rows: Rows, sampled: IntArray) -> Accepted:
     path, counts = walk(rows, sampled, longest)
     longest = int(counts.max())
     return Accepted(np.ascontiguousarray(path[:, :longest]), counts)
+
+
+def accept_on_device(
+    tokens: torch.Tensor, parents: torch.Tensor, sampled: torch.Tensor, width: int, deepest: int
+) -> "DeviceAccepted":
+    """`accept` for `width` rows per request, without telling the host; at most `deepest` rows a path."""
+    requests = len(tokens) // width
+    firsts = torch.arange(requests, device=tokens.device) * width
+    tokens, parents = tokens.view(requests, width), parents.view(requests, width)
+    here = firsts
+    walking = torch.ones_like(here, dtype=torch.bool)
+    path = [here]
+    for _ in range(deepest - 1):
+        matches = (parents == here[:, None]) & (tokens == sampled[here][:, None])
+        walking = walking & matches.any(dim=1)
+        here = torch.where(walking, firsts + matches.int().argmax(dim=1), here)
+        path.append(torch.where(walking, here, PAD))
+    rows = torch.stack(path, dim=1)
+    return DeviceAccepted(rows, (rows != PAD).sum(dim=1, dtype=torch.int32))
+
+
+class DeviceAccepted(NamedTuple):
+    """`Accepted`, on a device."""
+
+    rows: torch.Tensor
+    counts: torch.Tensor
 
 
 @kernel
