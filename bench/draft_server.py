@@ -31,7 +31,7 @@ from bench.report import Report, Row, finish
 from seer_sgl.engine.process import free_port
 from seer_sgl.spec.client import DraftClient, Line
 from seer_sgl.spec.exchange import warm_up
-from seer_sgl.spec.messages import AskStatistics, Statistics, frames_of, head_of
+from seer_sgl.spec.heads import AskStatistics, Statistics, encode, head_of
 from seer_sgl.spec.reading import Records
 
 ENGINES = 64
@@ -262,7 +262,7 @@ def ask(port: int) -> dict[str, float]:
     """The server's own counts."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.connect(f"tcp://127.0.0.1:{port}")
-        dealer.send_multipart(frames_of(AskStatistics()))
+        dealer.send(encode(AskStatistics()))
         answer = head_of(dealer.recv_multipart())
     assert isinstance(answer, Statistics)
     return answer.counters

@@ -12,20 +12,18 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from seer_sgl.spec.messages import (
-    Answer,
+from seer_sgl.spec.heads import (
     AnswerHead,
     AskStatistics,
-    Call,
     CallHead,
     Frames,
     MessageError,
     Rejected,
     Statistics,
-    call_of,
-    frames_of,
+    encode,
     head_of,
 )
+from seer_sgl.spec.messages import Answer, Call, call_of, frames_of
 from seer_sgl.spec.store import KINDS, DraftStore
 
 log = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ class DraftServer:
             if isinstance(head, CallHead):
                 return frames_of(self._called(call_of(head, frames)))
             if isinstance(head, AskStatistics):
-                return frames_of(Statistics(counters=self.counters()))
+                return [encode(Statistics(counters=self.counters()))]
             reason = f"{type(head).__name__} is not for a draft server"
         except MessageError as error:
             reason = str(error)
@@ -69,7 +67,7 @@ class DraftServer:
             return None
         self._malformed += 1
         self._tell_once("malformed", f"a message was rejected: {reason}")
-        return frames_of(Rejected(reason=reason))
+        return [encode(Rejected(reason=reason))]
 
     def expire(self) -> None:
         """Drop what nobody reads any more."""

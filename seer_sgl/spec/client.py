@@ -15,17 +15,9 @@ import zmq
 
 from seer_sgl.spec.blocks import IntArray
 from seer_sgl.spec.exchange import warm_up
+from seer_sgl.spec.heads import AnswerHead, Frames, MessageError, Rejected, head_of
 from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import (
-    MAX_FRAME_BYTES,
-    AnswerHead,
-    Frames,
-    MessageError,
-    Rejected,
-    answer_of,
-    frames_of,
-    head_of,
-)
+from seer_sgl.spec.messages import MAX_FRAME_BYTES, answer_of, frames_of
 from seer_sgl.spec.reading import Records
 from seer_sgl.spec.session import Session
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from seer_sgl.spec.answers import DraftServer
+from seer_sgl.spec.heads import AnswerHead, head_of
 from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import AnswerHead, answer_of, frames_of, head_of
+from seer_sgl.spec.messages import answer_of, frames_of
 from seer_sgl.spec.reading import Records
 from seer_sgl.spec.session import Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES, DraftStore

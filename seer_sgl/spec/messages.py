@@ -2,64 +2,21 @@
 
 An engine sends one `Call` per server and waits for its `Answer` before the next, so what is under way is
 bounded by the number of engines. It holds the paper's three calls: `register_group` for new groups,
-`update_cst` with new tokens, `fetch_cst` with cursors to read from. Heads carry the protocol's version.
+`update_cst` with new tokens, `fetch_cst` with cursors to read from. Heads are in `heads`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from seer_sgl.spec.blocks import IntArray
+from seer_sgl.spec.heads import AnswerHead, CallHead, Frames, MessageError, encode
 from seer_sgl.spec.records import COUNT, FETCH_COLUMNS, KNOWN_ROWS, UPDATE_COLUMNS
 
-PROTOCOL = 1
-"""Raised by every change that an older peer would misread."""
 MAX_ROWS = 1 << 16
 """Updates, groups to register or groups to read, in one call."""
 MAX_NAME_BYTES = 1024
 MAX_FRAME_BYTES = 64 << 20
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What all heads share."""
-
-    protocol: int = PROTOCOL
-
-
-class CallHead(Message, frozen=True):
-    """From an engine."""
-
-    instance: str
-    """The server that the groups' slots are from; of another one it takes no update."""
-    ttl_s: float
-    """How long a group lives without being read."""
-    vocab_size: int
-    names: list[str]
-    """Groups to register."""
-
-
-class AskStatistics(Message, frozen=True):
-    """From a router: counts, please."""
-
-
-class AnswerHead(Message, frozen=True):
-    """To an engine. `instance` differs after every start of a server."""
-
-    instance: str
-
-
-class Statistics(Message, frozen=True):
-    """To a router."""
-
-    counters: dict[str, float]
-
-
-class Rejected(Message, frozen=True):
-    """A call that was not understood."""
-
-    reason: str
 
 
 class Call(NamedTuple):
@@ -90,51 +47,13 @@ class Answer(NamedTuple):
     """Records of all fetches."""
 
 
-class MessageError(ValueError):
-    """Frames that are no message of ours, or of another version."""
-
-
-Frames = Sequence[bytes | memoryview]
-AnyHead = CallHead | AskStatistics | AnswerHead | Statistics | Rejected
-H = TypeVar("H", bound=Message)
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[AnyHead] = msgspec.msgpack.Decoder(AnyHead)
-
-
-class _AnyVersion(msgspec.Struct):
-    protocol: int
-
-
-_any_version = msgspec.msgpack.Decoder(_AnyVersion)
-
-
-def frames_of(message: Call | Answer | Message) -> list[bytes | memoryview]:
+def frames_of(message: Call | Answer) -> list[bytes | memoryview]:
     """What to send. Arrays are not copied."""
-    if isinstance(message, Message):
-        return [_encoder.encode(message)]
     head, *arrays = message
     return [
-        _encoder.encode(head),
+        encode(head),
         *(np.ascontiguousarray(array).data.cast("B") if array.size else b"" for array in arrays),
     ]
-
-
-def head_of(frames: Frames) -> AnyHead:
-    """The head.
-
-    Raises:
-        MessageError: it is none, or of another version.
-    """
-    if not frames:
-        raise MessageError("a message without frames")
-    try:
-        version = _any_version.decode(frames[0]).protocol
-        if version == PROTOCOL:
-            return _decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
-        raise MessageError(f"not a head of protocol {PROTOCOL}: {error}") from None
-    raise MessageError(f"the peer speaks protocol {version}, this side {PROTOCOL}: update the older")
 
 
 def call_of(head: CallHead, frames: Frames) -> Call:

@@ -16,7 +16,8 @@ import zmq
 
 from seer_sgl.spec.answers import DraftServer
 from seer_sgl.spec.exchange import warm_up
-from seer_sgl.spec.messages import MAX_FRAME_BYTES, Frames
+from seer_sgl.spec.heads import Frames
+from seer_sgl.spec.messages import MAX_FRAME_BYTES
 from seer_sgl.spec.store import DraftStore
 
 log = logging.getLogger(__name__)

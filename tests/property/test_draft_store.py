@@ -7,7 +7,8 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seer_sgl.spec.messages import AnswerHead, Rejected, Statistics, answer_of, frames_of, head_of
+from seer_sgl.spec.heads import AnswerHead, Rejected, Statistics, encode, head_of
+from seer_sgl.spec.messages import answer_of
 from seer_sgl.spec.session import LOST_PAUSE_S
 from seer_sgl.spec.store import MIN_BUDGET_BYTES
 from tests.unit.spec.engines import Clock, Engine, server
@@ -174,7 +175,7 @@ def test_no_answer_harms_an_engine(frames: list[bytes]) -> None:
     assert call is not None
     head = AnswerHead(instance=drafts.instance)
     try:
-        answer = answer_of(head, [bytes(frames_of(head)[0]), *frames])
+        answer = answer_of(head, [encode(head), *frames])
         records = engine.session.answered(0, answer, clock.now_s)
     except ValueError:
         engine.session.lost(0)

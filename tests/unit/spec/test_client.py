@@ -10,7 +10,7 @@ import zmq
 
 from seer_sgl.engine.process import free_port
 from seer_sgl.spec.client import ClientSettings, DraftClient
-from seer_sgl.spec.messages import AnswerHead, Statistics, frames_of
+from seer_sgl.spec.heads import AnswerHead, Statistics, encode
 from seer_sgl.spec.reading import Records
 from seer_sgl.spec.server import bound_socket, serve
 from tests.unit.spec.engines import Clock, Engine, server, truth
@@ -147,10 +147,10 @@ def test_a_server_that_talks_nonsense_is_told_and_not_believed(
     port = free_port()
     nonsense: list[list[bytes | memoryview]] = [
         [b"nonsense"],
-        [*frames_of(Statistics(counters={}))],
-        [*frames_of(AnswerHead(instance="x"))],
-        [frames_of(AnswerHead(instance="x"))[0], b"1234", b"", b"", b""],
-        [frames_of(AnswerHead(instance="x"))[0], b"", b"", b"", b""],
+        [encode(Statistics(counters={}))],
+        [encode(AnswerHead(instance="x"))],
+        [encode(AnswerHead(instance="x")), b"1234", b"", b"", b""],
+        [encode(AnswerHead(instance="x")), b"", b"", b"", b""],
     ]
     with zmq.Context() as context, bound_socket(context, "127.0.0.1", port) as liar:
         a = peers(f"tcp://127.0.0.1:{port}", settings=QUICK._replace(answer_timeout_s=0.01))

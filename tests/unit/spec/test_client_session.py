@@ -5,8 +5,9 @@ import pytest
 
 from seer_sgl.spec.exchange import exchange
 from seer_sgl.spec.groups import wire_name
+from seer_sgl.spec.heads import AnswerHead
 from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import Answer, AnswerHead
+from seer_sgl.spec.messages import Answer
 from seer_sgl.spec.session import CALL_TOKENS, LEAVE_S, LOST_PAUSE_S, Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES
 from tests.unit.spec.engines import Clock, Engine, server, truth

@@ -6,23 +6,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from seer_sgl.spec.messages import (
-    MAX_NAME_BYTES,
+from seer_sgl.spec.heads import (
     PROTOCOL,
-    Answer,
     AnswerHead,
     AskStatistics,
-    Call,
     CallHead,
     Frames,
     MessageError,
     Rejected,
     Statistics,
-    answer_of,
-    call_of,
-    frames_of,
+    encode,
     head_of,
 )
+from seer_sgl.spec.messages import MAX_NAME_BYTES, Answer, Call, answer_of, call_of, frames_of
 
 
 def table(*rows: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -70,7 +66,7 @@ def test_an_answer_comes_back_as_it_went() -> None:
     "message", [AskStatistics(), Statistics(counters={"a": 1.0}), Rejected(reason="no")]
 )
 def test_messages_of_a_head_alone(message: AskStatistics | Statistics | Rejected) -> None:
-    assert head_of(frames_of(message)) == message
+    assert head_of([encode(message)]) == message
 
 
 @pytest.mark.parametrize(

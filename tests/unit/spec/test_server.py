@@ -12,17 +12,17 @@ import pytest
 import zmq
 
 from seer_sgl.engine.process import free_port
-from seer_sgl.spec.messages import (
+from seer_sgl.spec.heads import (
     AskStatistics,
-    Call,
     CallHead,
     Frames,
     MessageError,
     Rejected,
     Statistics,
-    frames_of,
+    encode,
     head_of,
 )
+from seer_sgl.spec.messages import Call, frames_of
 from tests.unit.spec.engines import Clock, Engine, server
 
 PATIENCE_MS = 10_000
@@ -42,7 +42,7 @@ def a_call(instance: str, updates: list[list[int]], tokens: list[int]) -> list[b
 
 def test_nonsense_is_rejected_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     drafts = server(Clock())
-    for frames in ([b"nonsense"], [], plain(frames_of(Rejected(reason="x"))), a_call("", [], [])[:2]):
+    for frames in ([b"nonsense"], [], [encode(Rejected(reason="x"))], a_call("", [], [])[:2]):
         answer = head_of(plain(drafts.answer(frames)))
         assert isinstance(answer, Rejected)
         assert answer.reason
@@ -122,7 +122,7 @@ def test_the_process_answers_survives_nonsense_and_ends_by_a_signal(peer: zmq.So
     try:
         process.wait_ready()
         peer.connect(f"tcp://127.0.0.1:{port}")
-        for frames in ([b""], [b"x" * 9], a_call("", [], [])[:3], [frames_of(AskStatistics())[0]]):
+        for frames in ([b""], [b"x" * 9], a_call("", [], [])[:3], [encode(AskStatistics())]):
             peer.send_multipart(frames)
             assert peer.poll(PATIENCE_MS)
             answer = head_of(peer.recv_multipart())
