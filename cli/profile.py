@@ -39,7 +39,11 @@ def profile(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer loads and rounds.")] = False,
 ) -> None:
-    """Measure how fast running, idle SGLang servers are, for `seer-sgl sim`. Flushes their caches."""
+    """Measure how fast running, idle SGLang servers are, for `seer-sgl sim`. Flushes their caches.
+
+    Where they speculate as SEER, steps with drafts are measured, too: the file of --json then tells an
+    engine how much drafting pays.
+    """
     import time
 
     import msgspec
@@ -109,7 +113,7 @@ def show(measured: Profile) -> None:
 def _cells(row: Fitted) -> list[str]:
     seen = row.observation
     return [
-        seen.kind,
+        f"{seen.kind} {seen.rows // seen.requests} wide" if seen.rows else seen.kind,
         f"{seen.requests:,}",
         f"{seen.tokens:,.0f}",
         f"{seen.seconds * 1e3:,.2f}",

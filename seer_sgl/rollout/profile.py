@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from seer_sgl.engine.sglang import EngineInfo, SGLangClient, error_message
 from seer_sgl.errors import ChildFailedError, StartError
@@ -30,6 +31,7 @@ from seer_sgl.sim.fit import (
     fit,
     plan_for,
 )
+from seer_sgl.spec.filler import FORCED
 from seer_sgl.types import EngineId
 
 T = TypeVar("T")
@@ -38,6 +40,9 @@ Batch: TypeAlias = list[list[int]]
 
 SETTLE_S = 1.0
 """Within this time KV that an engine wrote is in the pool (twice the router's own patience)."""
+WIDTHS = (2, 4, 8, 16, 32)
+QUICK_WIDTHS = (2, 8, 32)
+"""Rows of a request in steps with drafts."""
 CHAIN_LINKS = 16
 CHAIN_PROMPT_TOKENS = 192
 """A sample in the middle of its life, for small models; what a prefix costs is nothing on a GPU."""
@@ -85,9 +90,11 @@ async def profile_servers(
         _check_alike(clients, infos)
         limits = _limits(infos)
         context_tokens = min(info.spec.context_tokens for info in infos)
-        plan = plan_for(limits, context_tokens, max_batch, quick)
         vocabulary = min(info.spec.vocab_size or LAST_ID for info in infos)
-        observations, notes = await _Bench(clients, vocabulary, say).measure(plan)
+        bench = _Bench(clients, vocabulary, say, drafts=all(map(_drafts, infos)))
+        widths = await bench.widths(QUICK_WIDTHS if quick else WIDTHS)
+        plan = plan_for(limits, context_tokens, max_batch, quick, widths)
+        observations, notes = await bench.measure(plan)
     return Profile(
         fit=fit(observations, limits),
         model=infos[0].model.rstrip("/").rpartition("/")[2],
@@ -123,6 +130,11 @@ async def _ask(client: SGLangClient) -> EngineInfo:
     return info
 
 
+def _drafts(info: EngineInfo) -> bool:
+    """Whether its speculation is ours, and does as it is told."""
+    return bool((info.plugin or {}).get("speculation"))
+
+
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
@@ -156,8 +168,12 @@ def _limits(infos: list[EngineInfo]) -> Limits:
 class _Bench:
     """Servers under test."""
 
-    def __init__(self, clients: list[SGLangClient], vocabulary: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, clients: list[SGLangClient], vocabulary: int, say: Callable[[str], None], drafts: bool
+    ) -> None:
         self._clients = clients
+        self._drafts = drafts
+        """Each request says how much is to be drafted for it."""
         self._last_id = max(FIRST_ID + 1, min(vocabulary, LAST_ID) - 1)
         # No seed: prompts of an earlier profile may still be in the servers' caches and in their pool.
         self._random = random.Random()
@@ -188,6 +204,27 @@ class _Bench:
         notes = [] if samples.moves else ["moves were not measured: the servers share no KV pool"]
         return samples.observations(), notes
 
+    async def widths(self, wanted: Sequence[int]) -> list[int]:
+        """Which of these widths every server runs when it is asked to; none where none drafts."""
+        found = []
+        for width in wanted if self._drafts else ():
+            before = await self._counts()
+            await self._timed(self._batches(1, SHORT_PROMPT_TOKENS), WINDOW_STEPS, width)
+            after = await self._counts()
+            steps, rows, accepted = (
+                after[key] - before[key] for key in ("requests", "rows", "accepted")
+            )
+            # A tenth of the drafts accepted would make ten measured steps nine.
+            if rows == width * steps and accepted <= 1.1 * steps:
+                found.append(width)
+        return found
+
+    async def _counts(self) -> dict[str, float]:
+        """What the servers' speculation has counted, in sum."""
+        infos = await self._all(map(_ask, self._clients))
+        counts = [(info.plugin or {})["speculation"] for info in infos]
+        return {key: sum(count[key] for count in counts) for key in ("requests", "rows", "accepted")}
+
     async def _warm_up(self, plan: Plan) -> None:
         """The first requests compile and allocate."""
         most = max(load.requests for load in plan.loads)
@@ -197,7 +234,7 @@ class _Bench:
                 for client, prompts in zip(self._clients, self._batches(count, 32), strict=True)
             )
         for client, answer in zip(self._clients, answers, strict=True):
-            if "spec_verify_ct" in answer[0]["meta_info"]:
+            if "spec_verify_ct" in answer[0]["meta_info"] and not self._drafts:
                 raise StartError(
                     f"the server at {client.url} decodes speculatively: start it without, as the time "
                     "of a plain step is what is measured"
@@ -206,8 +243,8 @@ class _Bench:
     async def _step(self, load: Load, batches: list[Batch], samples: "_Samples") -> None:
         """Two runs of one batch that differ in length alone; its prompts are cached by then."""
         await self._timed(batches, 1)
-        samples.leads[load] += await self._timed(batches, LEAD_TOKENS)
-        samples.windows[load] += await self._timed(batches, LEAD_TOKENS + WINDOW_STEPS)
+        samples.leads[load] += await self._timed(batches, LEAD_TOKENS, load.width)
+        samples.windows[load] += await self._timed(batches, LEAD_TOKENS + WINDOW_STEPS, load.width)
 
     async def _chain(self, client: SGLangClient) -> list[float]:
         """Seconds of each chunk of one token that goes on where the one before ended."""
@@ -262,21 +299,25 @@ class _Bench:
         details = answer["meta_info"].get("cached_tokens_details") or {}
         return seconds, details.get("storage", 0)
 
-    async def _timed(self, batches: list[Batch], new_tokens: int) -> list[float]:
+    async def _timed(self, batches: list[Batch], new_tokens: int, width: int = 1) -> list[float]:
         """Seconds of one batch on each server, all at once."""
-        one = partial(self._timed_one, new_tokens=new_tokens)
+        one = partial(self._timed_one, new_tokens=new_tokens, width=width)
         return await self._all(map(one, self._clients, batches))
 
-    async def _timed_one(self, client: SGLangClient, prompts: Batch, new_tokens: int) -> float:
+    async def _timed_one(
+        self, client: SGLangClient, prompts: Batch, new_tokens: int, width: int = 1
+    ) -> float:
         began_s = _now_s()
-        await self._generate(client, prompts, new_tokens)
+        await self._generate(client, prompts, new_tokens, width)
         return _now_s() - began_s
 
     async def _generate(
-        self, client: SGLangClient, prompts: Batch, new_tokens: int
+        self, client: SGLangClient, prompts: Batch, new_tokens: int, width: int = 1
     ) -> list[dict[str, Any]]:
         """Answers to a batch, sent as one call so that its requests start together."""
-        sampling = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+        sampling: dict[str, Any] = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+        if self._drafts:
+            sampling["custom_params"] = {"seer": {FORCED: width - 1}}
         answers = await self._post(
             client, "/generate", {"input_ids": prompts, "sampling_params": sampling}
         )
@@ -331,7 +372,10 @@ class _Samples:
         found = []
         for load, window_s in self.windows.items():
             decode_s = statistics.median(window_s) - statistics.median(self.leads[load])
-            found.append(Observation("step", load.requests, load.kv_tokens, decode_s / WINDOW_STEPS))
+            step = Observation("step", load.requests, load.kv_tokens, decode_s / WINDOW_STEPS)
+            if load.width > 1:
+                step = replace(step, kind="verify", rows=load.requests * load.width)
+            found.append(step)
         for tokens, seconds in self.starts.items():
             found.append(Observation("start", 1, tokens, statistics.median(seconds)))
         for tokens, seconds in self.prefills.items():

@@ -28,6 +28,8 @@ KV_SHARE = 0.6
 MOST_KV_TOKENS = 131_072
 """Bounds what one load has to prefill where the KV is large."""
 LONGEST_PROMPT_TOKENS = 16_384
+MOST_ROWS = 512
+"""Of a step with drafts: more rows are never worth it, and take long to measure."""
 KNEE_GAIN = 3.0
 """A knee has to cut the squared error by this factor: it has a parameter more, and its place is free."""
 KNEE_ERROR = 0.01
@@ -39,6 +41,8 @@ class Load(msgspec.Struct, frozen=True):
 
     requests: int
     prompt_tokens: int
+    width: int = 1
+    """Tokens that each step verifies of each request."""
 
     @property
     def kv_tokens(self) -> float:
@@ -76,12 +80,14 @@ class Observation(msgspec.Struct, frozen=True):
     how much such a chunk delays the others.
     """
 
-    kind: Literal["step", "prefill", "start", "turnaround", "move"]
+    kind: Literal["step", "verify", "prefill", "start", "turnaround", "move"]
     requests: int
     tokens: float
     """Of a step all cached tokens, of a prefill, start or turnaround the prompt's, of a move the moved
     ones."""
     seconds: float
+    rows: int = 0
+    """Tokens that a step with drafts verifies, of all requests together."""
 
 
 class Fitted(msgspec.Struct, frozen=True):
@@ -105,8 +111,17 @@ class Fit(msgspec.Struct, frozen=True):
     residual_worst: float
 
 
-def plan_for(limits: Limits, context_tokens: int, max_batch: int | None, quick: bool) -> Plan:
+def plan_for(
+    limits: Limits,
+    context_tokens: int,
+    max_batch: int | None,
+    quick: bool,
+    widths: Sequence[int] = (),
+) -> Plan:
     """Loads that tell requests, KV and fixed costs apart, within what the engine holds.
+
+    Args:
+        widths: what steps with drafts may verify of each request, where the engine drafts.
 
     Raises:
         SeerError: the engine, or `max_batch`, leaves no two batch sizes to compare.
@@ -129,6 +144,7 @@ def plan_for(limits: Limits, context_tokens: int, max_batch: int | None, quick: 
         long = min(longest, room // size - run_tokens)
         if long >= 4 * SHORT_PROMPT_TOKENS:
             loads.append(Load(size, long))
+    loads += _with_drafts(loads, widths, room)
     prefills = sorted({longest, longest // 4, longest // 16, *([] if quick else [longest // 2])})
     return Plan(
         loads=loads,
@@ -138,6 +154,19 @@ def plan_for(limits: Limits, context_tokens: int, max_batch: int | None, quick: 
         move_tokens=[longest // 4, longest],
         rounds=3 if quick else 5,
     )
+
+
+def _with_drafts(loads: Sequence[Load], widths: Sequence[int], room: int) -> list[Load]:
+    """Short prompts in any batch, and long ones alone, where attention counts most."""
+    least = min(load.requests for load in loads)
+    return [
+        msgspec.structs.replace(load, width=width)
+        for load in loads
+        for width in widths
+        if load.requests * width <= MOST_ROWS
+        and (load.prompt_tokens == SHORT_PROMPT_TOKENS or load.requests == least)
+        and load.kv_tokens + load.requests * width <= room
+    ]
 
 
 def fit(observations: Sequence[Observation], limits: Limits) -> Fit:
@@ -266,6 +295,9 @@ def _fitted(observation: Observation, engine: EngineModel, prefill_fixed_s: floa
     match observation.kind:
         case "step":
             fitted_s = engine.step_s(observation.requests, observation.tokens)
+        case "verify":
+            width = observation.rows / observation.requests
+            fitted_s = engine.step_s(observation.requests, observation.tokens, width)
         case "prefill":
             fitted_s = prefill_fixed_s + observation.tokens * engine.prefill_token_s
         case "start":

@@ -23,6 +23,7 @@ from seer_sgl.rollout import profile as profiling
 from seer_sgl.rollout.profile import Profile, profile_servers
 from seer_sgl.sim.fit import Fit
 from seer_sgl.sim.model import EngineModel
+from seer_sgl.spec.cost import profiled_steps
 from tests.unit.router.conftest import hurried
 
 TRUE = EngineModel(
@@ -51,6 +52,9 @@ class FakeEngine:
         self.cached: set[tuple[int, ...]] = set()
         self.flushed = self.broken = self.running = self.calls = 0
         self.speculates = False
+        self.counts: dict[str, int] | None = None
+        """Of our own speculation; None where it is not there."""
+        self.most_nodes = 31
         self.stopped_s = 0.0
         """How long prefills have kept everything else from going on."""
         self.info = {"served_model_name": "/models/small", "weight_version": "1", **info}
@@ -60,7 +64,9 @@ class FakeEngine:
             load = {"num_running_reqs": self.running, "num_waiting_reqs": 0, "num_used_tokens": 0}
             return {"loads": [load]}
         if path == "/server_info":
-            state = {"effective_max_running_requests_per_dp": TRUE.max_running_requests}
+            state: dict[str, Any] = {"effective_max_running_requests_per_dp": TRUE.max_running_requests}
+            if self.counts is not None:
+                state["seer_sgl"] = {"vocab_size": 500, "speculation": self.counts}
             sizes = {"max_total_num_tokens": TRUE.kv_capacity_tokens, "page_size": TRUE.page_tokens}
             return {**sizes, "version": "0.5.23", "internal_states": [state]}
         if path == "/v1/models":
@@ -88,8 +94,20 @@ class FakeEngine:
         # The first token comes with the prefill, and counts as a step of one request.
         seconds += TRUE.step_s(1, tokens / len(prompts))
         # On average over the steps, as it grows by one per request and step.
-        seconds += (steps - 1) * TRUE.step_s(len(prompts), tokens + len(prompts) * steps / 2)
+        kv_tokens = tokens + len(prompts) * steps / 2
+        width = self._width(sampling, len(prompts) * (steps - 1))
+        seconds += (steps - 1) * TRUE.step_s(len(prompts), kv_tokens, width)
         return 200, answers, seconds
+
+    def _width(self, sampling: dict[str, Any], requests: int) -> int:
+        """Rows of each request in a step, counted as our speculation counts them."""
+        if self.counts is None:
+            assert "custom_params" not in sampling
+            return 1
+        width = 1 + min(sampling["custom_params"]["seer"]["force"], self.most_nodes)
+        for name, count in (("requests", requests), ("rows", width * requests), ("accepted", requests)):
+            self.counts[name] = self.counts.get(name, 0) + count
+        return int(width)
 
     def _prefill(self, ids: list[int], steps: int) -> tuple[dict[str, Any], float]:
         here, there = _longest(self.cached, ids), _longest(self.pool or set(), ids)
@@ -205,6 +223,20 @@ def test_a_smaller_batch_is_all_that_is_measured() -> None:
     measured = measure(FakeEngine(), quick=True, max_batch=2)
     assert {row.observation.requests for row in measured.fit.fitted} == {1, 2}
     assert measured.fit.engine.max_running_requests == TRUE.max_running_requests
+
+
+@pytest.mark.parametrize("most_nodes", [31, 7, 0])
+def test_a_server_with_our_speculation_is_measured_in_all_widths_that_it_runs(most_nodes: int) -> None:
+    engine = broken(counts={"requests": 0, "rows": 0, "accepted": 0}, most_nodes=most_nodes)
+    measured = measure(engine)
+    assert_found(measured.fit.engine, "move_s", "move_token_s")
+    wide = [row for row in measured.fit.fitted if row.observation.kind == "verify"]
+    widths = {row.observation.rows // row.observation.requests for row in wide}
+    assert widths == {width for width in (2, 4, 8, 16, 32) if width <= most_nodes + 1}
+    assert all(abs(row.residual) < 0.01 for row in wide)
+    steps = profiled_steps(msgspec.json.encode(measured))
+    assert len(steps) == sum(row.observation.kind in ("step", "verify") for row in measured.fit.fitted)
+    assert max(step.rows // step.requests for step, _ in steps) == max(widths, default=1)
 
 
 def broken(**state: Any) -> FakeEngine:
