@@ -10,11 +10,13 @@ contexts that led there, which predicts better than raw frequency, and appending
 
 Arrays of one automaton, all int32:
     states[n, 8]: LENGTH of its longest context, LINK, its first edge (TOKEN, TARGET, USE), TOTAL of its
-        edges' counts, MORE (first further edge, -1 none), BEST (0 first edge, else further edge + 1).
+        edges' counts, MORE (newest further edge + 1 and the number of edges), BEST (0 first edge, else
+        further edge + 1).
     edges[m, 5]: further edges: SOURCE, EDGE_TOKEN, EDGE_TARGET, EDGE_USE, NEXT of the same source.
     table[2**k]: open addressing, (source, token) to further edge + 1; 0 is free.
     sizes[2]: states and further edges in use.
-USE packs a count with the path that took the edge last: `count << PATH_BITS | path`.
+USE packs a count with the path that took the edge last, `count << PATH_BITS | path`; MORE packs an edge
+with a degree that stops at MAX_DEGREE, `(edge + 1) << DEGREE_BITS | degree`.
 """
 
 from typing import Any
@@ -38,6 +40,10 @@ MAX_COUNT = (1 << (31 - PATH_BITS)) - 16
 """Where a count stops to grow, so that it keeps its sign."""
 STATES_PER_TOKEN = 2
 """A token adds a state, and at most one clone."""
+DEGREE_BITS = 8
+MAX_DEGREE = (1 << DEGREE_BITS) - 1
+MAX_EDGES = 1 << (31 - DEGREE_BITS)
+"""Further edges of one automaton: some fifteen million tokens."""
 ROOT = 0
 UNIT = 4
 """What a token counts that was said in this epoch; one of the last epoch may count less."""
@@ -58,7 +64,7 @@ def find(states: Any, edges: Any, table: Any, state: Any, token: Any) -> Any:
         return -1
     if states[state, TOKEN] == token:
         return 0
-    if states[state, MORE] < 0:
+    if states[state, MORE] <= MAX_DEGREE:
         return -1
     mask = table.size - 1
     slot = _slot(state, token, mask)
@@ -70,6 +76,12 @@ def find(states: Any, edges: Any, table: Any, state: Any, token: Any) -> Any:
             break
         slot = (slot + 1) & mask
     return found
+
+
+@inlined
+def newest_further(states: Any, state: Any) -> Any:
+    """A state's newest further edge, -1 if it has none."""
+    return (states[state, MORE] >> DEGREE_BITS) - 1
 
 
 @inlined
@@ -106,6 +118,9 @@ def _add_edge(
     states: Any, edges: Any, table: Any, sizes: Any, source: Any, token: Any, target: Any, use: Any
 ) -> None:
     states[source, TOTAL] += use >> PATH_BITS
+    more = states[source, MORE]
+    degree = min((more & MAX_DEGREE) + 1, MAX_DEGREE)
+    states[source, MORE] = more >> DEGREE_BITS << DEGREE_BITS | degree
     if states[source, TARGET] < 0:
         states[source, TOKEN] = token
         states[source, TARGET] = target
@@ -117,8 +132,8 @@ def _add_edge(
     edges[edge, EDGE_TOKEN] = token
     edges[edge, EDGE_TARGET] = target
     edges[edge, EDGE_USE] = use
-    edges[edge, NEXT] = states[source, MORE]
-    states[source, MORE] = edge
+    edges[edge, NEXT] = (more >> DEGREE_BITS) - 1
+    states[source, MORE] = (edge + 1) << DEGREE_BITS | degree
     best = use_of(states, edges, source, states[source, BEST])
     if use >> PATH_BITS >= best >> PATH_BITS:
         states[source, BEST] = edge + 1
@@ -139,7 +154,7 @@ def _new_state(states: Any, sizes: Any, length: Any, link: Any) -> Any:
     states[state, TARGET] = -1
     states[state, USE] = 0
     states[state, TOTAL] = 0
-    states[state, MORE] = -1
+    states[state, MORE] = 0
     states[state, BEST] = 0
     return state
 
@@ -152,12 +167,12 @@ def _split(states: Any, edges: Any, table: Any, sizes: Any, source: Any, token: 
     if states[target, TARGET] >= 0:
         onto, after, use = states[target, TOKEN], states[target, TARGET], states[target, USE]
         _add_edge(states, edges, table, sizes, clone, onto, after, use)
-    edge = states[target, MORE]
+    edge = newest_further(states, target)
     while edge >= 0:
         onto, after, use = edges[edge, EDGE_TOKEN], edges[edge, EDGE_TARGET], edges[edge, EDGE_USE]
         _add_edge(states, edges, table, sizes, clone, onto, after, use)
         edge = edges[edge, NEXT]
-    if states[clone, MORE] >= 0:
+    if newest_further(states, clone) >= 0:
         states[clone, BEST] = find(states, edges, table, clone, best)
     states[target, LINK] = clone
     while source >= 0:
@@ -190,7 +205,7 @@ def _count(states: Any, edges: Any, state: Any, edge: Any, weight: Any, path: An
 @inlined
 def _further_edges(states: Any, edges: Any, state: Any) -> Any:
     count = 0
-    edge = states[state, MORE]
+    edge = newest_further(states, state)
     while edge >= 0:
         count += 1
         edge = edges[edge, NEXT]
@@ -263,7 +278,7 @@ def seen_context(states: Any, state: Any) -> Any:
 def new_arrays(tokens: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """`states, edges, table, sizes` of an empty automaton with room for about `tokens`."""
     states = np.empty((STATES_PER_TOKEN * tokens + 2, STATE_FIELDS), np.int32)
-    states[ROOT] = (0, -1, 0, -1, 0, 0, -1, 0)
+    states[ROOT] = (0, -1, 0, -1, 0, 0, 0, 0)
     edges = np.empty((tokens, EDGE_FIELDS), np.int32)
     return states, edges, np.zeros(table_size(tokens), np.int32), np.array([1, 0], np.int32)
 

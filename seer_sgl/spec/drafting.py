@@ -22,13 +22,12 @@ from seer_sgl.spec.automaton import (
 from seer_sgl.spec.compiled import inlined, kernel
 from seer_sgl.spec.scoring import C_TARGET, C_TOKEN, ESCAPE, score
 
-FIRST_CONTEXTS = 3
-"""Contexts that vote on what follows the root."""
-LATER_CONTEXTS = 3
-VOTED_STEPS = 2
+VOTED_STEPS = 4
 """Steps of a chain that are voted on; what follows takes the longest context's word."""
-LEAST_LIKELY = 1e-3
+LEAST_LIKELY = 0.003
 """Nodes below this are left out; they cost a row each and bring nothing."""
+CHAIN_FLOOR = 0.05
+"""The best of all candidates is hardly less likely than this."""
 F_TOKEN, F_TARGET, F_PARENT, F_DEPTH = range(4)
 
 
@@ -53,7 +52,7 @@ def draft_chain(
     confidence = 1.0
     while n < length:
         if n < VOTED_STEPS:
-            found = score(states, edges, state, other, FIRST_CONTEXTS, path, likely, rows)
+            found = score(states, edges, state, other, CHAIN_FLOOR, path, likely, rows)
             if found == 0:
                 break
             best = 0
@@ -132,11 +131,13 @@ def draft_tree(
     confidence = 1.0
     while True:
         if depth < max_depth:
-            contexts = FIRST_CONTEXTS if depth == 0 else LATER_CONTEXTS
-            found = score(states, edges, state, other, contexts, path, likely, rows)
+            least = LEAST_LIKELY
+            if tail - head >= nodes - n:
+                least = max(least, chance[order[tail - 1]])
+            found = score(states, edges, state, other, least / confidence, path, likely, rows)
             for at in range(found):
                 reach = confidence * likely[at]
-                if reach < LEAST_LIKELY or offers >= chance.size:
+                if reach < least or offers >= chance.size:
                     continue
                 chance[offers] = reach
                 frontier[offers, F_TOKEN] = rows[at, C_TOKEN]

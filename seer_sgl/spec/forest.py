@@ -41,7 +41,7 @@ class GapError(Exception):
 class Drafts(NamedTuple):
     """Draft nodes of several requests; request i has those from `starts[i]` up to `starts[i + 1]`.
 
-    They come best first: a parent before its children, and the first n are the best draft of n nodes.
+    They come best first, a parent before its children: the first n are a good draft of n nodes.
     """
 
     starts: IntArray
@@ -214,7 +214,9 @@ class Forest:
                 return
             tree = self._trees[slot]
             before = tree.held_bytes
-            tree.make_room(int(progress[1]))
+            if not tree.make_room(int(progress[1])):
+                self._drop(slot)
+                continue
             self.held_bytes += tree.held_bytes - before
             self._groups[slot] = tree.view
             self._groups[slot, LAST_USED] = self._now

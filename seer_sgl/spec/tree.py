@@ -4,6 +4,7 @@ import numpy as np
 
 from seer_sgl.spec.automaton import (
     EDGES,
+    MAX_EDGES,
     STATES,
     STATES_PER_TOKEN,
     IntArray,
@@ -48,10 +49,12 @@ class GroupTree:
         """`states, edges, table, sizes` as `automaton` describes them."""
         return self._states, self._edges, self._table, self._sizes
 
-    def make_room(self, edges: int) -> None:
-        """Grow what has no room for one token that needs this many further edges."""
+    def make_room(self, edges: int) -> bool:
+        """Grow what has no room for one token that needs this many further edges; False at the limit."""
         states_used, edges_used = int(self._sizes[STATES]), int(self._sizes[EDGES])
         states_needed, edges_needed = states_used + STATES_PER_TOKEN, edges_used + edges
+        if edges_needed > MAX_EDGES:
+            return False
         if states_needed > len(self._states):
             _grow(self._states, states_needed)
         if edges_needed > len(self._edges):
@@ -61,6 +64,7 @@ class GroupTree:
                 self._table = np.zeros(slots, np.int32)
                 rebuild(self._edges, self._table, edges_used)
         self._look()
+        return True
 
     def _look(self) -> None:
         arrays = (self._states, self._edges, self._table, self._sizes)
