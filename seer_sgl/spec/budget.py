@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from seer_sgl.spec.acceptance import DEPTHS, Acceptance, Floats, Floats32, IntArray
+from seer_sgl.spec.acceptance import Acceptance, Floats, Floats32, IntArray
 from seer_sgl.spec.compiled import kernel
 from seer_sgl.spec.cost import Curve, Step, StepCost, rows_s, verified_s
 
@@ -112,7 +112,8 @@ class Budget:
         """Draft tokens to verify, request by request: the first ones of its draft.
 
         Args:
-            starts, confidences, depths: the step's drafts, as in `Drafts`.
+            starts, confidences, depths: the step's drafts, as in `Drafts`. Without depths they are
+                taken for chains.
             probes: which requests are probes.
         """
         drafted = np.diff(starts).astype(np.int32)
@@ -125,7 +126,9 @@ class Budget:
         weights = np.where(probes, self.rules.priority, 1.0)
         margin = 0.0 if self._drafting else self.rules.margin
         if depths is None:
-            depths = np.full(confidences.size, DEPTHS[0], np.int32)
+            depths = (np.arange(1, confidences.size + 1) - np.repeat(starts[:-1], drafted)).astype(
+                np.int32
+            )
         honest = self.acceptance.calibrated(confidences, depths)
         if self.rules.uniform:
             nodes = _one_width(starts, honest, weights, curve, np.array(self.rules.widths), margin)
