@@ -46,9 +46,9 @@ QWEN = "qwen2-vl-72b"
 QUARTER = {"engines": 4, "groups": 150}
 LARGE_FLEET = 64
 TITLE = (
-    "Policies at the paper's scale, simulated: its ablation and length oracle, and what moves them. Rows "
-    "with `+sd` take their accept lengths from `bench.accepted`, measured with our drafter, and do not "
-    "repeat the paper's."
+    "Policies at the paper's scale, simulated: its ablation and length oracle, and what moves them. "
+    "Rows with `+sd` take their accept lengths from `bench.accepted`, measured with our drafter, and do "
+    "not repeat the paper's."
 )
 PAPER_RULE = "finished"
 """The paper's length estimate."""

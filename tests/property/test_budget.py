@@ -77,7 +77,8 @@ def test_where_rows_are_free_all_that_may_be_accepted_is_verified(
 ) -> None:
     starts, confidences = batch
     confidences = np.maximum(confidences, 0.1)
-    budget = Budget(Rules(uniform=uniform), KnownCost(base_s, 0.0, [0.0] * OCTAVES), Acceptance())
+    cost = KnownCost(base_s, 0.0, [0.0] * OCTAVES)
+    budget = Budget(Rules(uniform=uniform, margin=0.0), cost, Acceptance())
     nodes = decide(budget, starts, confidences)
     if uniform:
         assert nodes.max(initial=0) == np.diff(starts).max(initial=0)
