@@ -48,7 +48,7 @@ def _arrays(groups: Any, group: Any) -> Any:
 
 
 @kernel
-def append_batch(groups: Any, paths: Any, chosen: Any, starts: Any, tokens: Any, progress: Any) -> int:
+def append_batch(groups: Any, paths: Any, chosen: Any, starts: Any, tokens: Any, progress: Any) -> Any:
     """Append `tokens[starts[i]:starts[i + 1]]` to the path `chosen[i]`, for each i.
 
     `progress[0]` tokens are done already, and are left out. Tokens of paths without a group are dropped.
