@@ -1,8 +1,9 @@
 """Rollouts of the small model on two real SGLang servers, one scheduling policy after the other.
 
-The servers run throughout; each policy has a router of its own and a cache namespace of its own, so that
-none finds what another has computed. Before that they are profiled; beside the time of each rollout
-stands what a simulation from the profile says of it (`predicted_s`), given the lengths of its samples.
+Each policy has a router of its own and a cache namespace of its own, so that none finds what another has
+computed. Before that the servers are profiled; beside the time of each rollout stands what a simulation
+from the profile says of it (`predicted_s`), given the lengths of its samples. Then the same servers are
+started with speculation, and `seer` runs on them once more. `--alone` adds what `bench.alone` measures.
 
     python -m bench.rollout --json out.json [--quick]
 """
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias
 import httpx
 import msgspec
 
+from bench.alone import measure as measure_alone
 from bench.predict import Forecaster, level_with, prediction_figures
 from bench.report import Report, Row, finish
 from seer_sgl.config import RouterConfig
@@ -32,10 +34,13 @@ from seer_sgl.router.core import POLICIES, policy_named
 from seer_sgl.sim.model import EngineModel
 from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts, reward
+from seer_sgl.spec.settings import DraftSettings
 from seer_sgl.testing.cluster import attached_router
 
 PAGE_TOKENS = 16
 MAX_NEW_TOKENS = 4000
+
+SPECULATING = "seer, speculating"
 
 Run: TypeAlias = dict[str, Any]
 """A row of the report, of one round."""
@@ -51,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True):
     kv_tokens: int
     max_running: int
     pad_layers: int
+    conservativeness: float
     quick: bool
 
 
@@ -64,15 +70,22 @@ def main() -> None:
         kv_tokens=args.kv_tokens,
         max_running=args.max_running,
         pad_layers=args.pad_layers,
+        conservativeness=args.conservativeness,
         quick=args.quick,
     )
     with tempfile.TemporaryDirectory() as scratch:
         runs = asyncio.run(_measure(settings, Path(scratch)))
+    alone, alone_figures = asyncio.run(measure_alone(args.quick)) if args.alone else ([], {})
     measured_s = {name: [run["seconds"] for run in runs[name]] for name in runs}
-    predicted_s = {name: [run["predicted_s"] for run in runs[name]] for name in runs}
+    predicted_s = {
+        name: [run["predicted_s"] for run in runs[name]] for name in runs if name != SPECULATING
+    }
     rows = [_middle(runs[name], level_with(name, measured_s)) for name in runs]
-    figures = _figures(rows) | prediction_figures(measured_s, predicted_s)
-    finish(Report("bench.rollout", rows, figures), args.json)
+    figures = _figures(rows) | alone_figures
+    figures |= prediction_figures({name: measured_s[name] for name in predicted_s}, predicted_s)
+    tables = [{"table": "rollouts", **row} for row in rows]
+    tables += [{"table": "alone and together", **row} for row in alone]
+    finish(Report("bench.rollout", tables, figures), args.json)
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,17 +98,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chunk-tokens", type=int, default=128)
     parser.add_argument("--kv-tokens", type=int, default=8192, help="KV pool of each engine")
     parser.add_argument("--max-running", type=int, default=16, help="request slots of each engine")
+    parser.add_argument(
+        "--conservativeness",
+        type=float,
+        default=0.3,
+        help="SGLang's --schedule-conservativeness: below 1 it admits more than surely fits",
+    )
+    parser.add_argument("--alone", action="store_true", help="as bench.alone, too")
     parser.add_argument("--pad-layers", type=int, default=0, help="layers that compute and add nothing")
     return parser.parse_args()
 
 
 async def _measure(settings: Settings, scratch: Path) -> dict[str, list[Run]]:
     """The runs of each policy, a round each."""
-    node_args = ("--kv-tokens", str(settings.kv_tokens), "--max-running", str(settings.max_running))
-    router = RouterConfig(http_port=free_port(), agent_port=free_port(), model=_model(settings, scratch))
-    config = HeadConfig(router, engines=2, log_dir=scratch / "logs", node_args=node_args)
+    model = _model(settings, scratch)
     runs: dict[str, list[Run]] = {name: [] for name in POLICIES}
-    async with running_head(config, _say) as head:
+    async with running_head(_head(settings, model, scratch, None), _say) as head:
         urls = [member.card.url for member in head.service.roster.members.values()]
         profile = await profile_servers(urls, quick=settings.quick, say=_say)
         bench = _Bench(urls, settings, profile.fit.engine)
@@ -104,11 +122,36 @@ async def _measure(settings: Settings, scratch: Path) -> dict[str, list[Run]]:
         for number in range(settings.rounds):
             # Each policy comes early and late: a machine that warms or slows favours none.
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                run = await bench.run(name, number, settings.groups)
-                runs[name].append(run)
-                told = f"{run['tokens_per_s']:.0f} tokens/s, {run['seconds']:.1f} s"
-                _say(f"round {number + 1}, {name}: {told}, predicted {run['predicted_s']:.1f} s")
+                runs[name].append(await bench.run(name, number, settings.groups))
+                _tell(number, name, runs[name][-1])
+    runs[SPECULATING] = []
+    async with running_head(_head(settings, model, scratch, DraftSettings()), _say) as head:
+        urls = [member.card.url for member in head.service.roster.members.values()]
+        bench = _Bench(urls, settings, profile.fit.engine)
+        await bench.run("seer", -1, groups=2)
+        for number in range(settings.rounds):
+            run = await bench.run("seer", number, settings.groups)
+            runs[SPECULATING].append({**run, "policy": SPECULATING, "predicted_s": None})
+            _tell(number, SPECULATING, run)
     return runs
+
+
+def _head(settings: Settings, model: str, scratch: Path, draft: DraftSettings | None) -> HeadConfig:
+    node_args = ("--kv-tokens", str(settings.kv_tokens), "--max-running", str(settings.max_running))
+    router = RouterConfig(
+        http_port=free_port(),
+        agent_port=free_port(),
+        model=model,
+        draft=draft,
+        engine_args=("--schedule-conservativeness", str(settings.conservativeness)),
+    )
+    name = "plain" if draft is None else "speculating"
+    return HeadConfig(router, engines=2, log_dir=scratch / name, node_args=node_args)
+
+
+def _tell(number: int, name: str, run: Run) -> None:
+    told = f"{run['tokens_per_s']:.0f} tokens/s, {run['seconds']:.1f} s, {run['retractions']} retracted"
+    _say(f"round {number + 1}, {name}: {told}, predicted {run['predicted_s']:.1f} s")
 
 
 def _model(settings: Settings, scratch: Path) -> str:
@@ -130,7 +173,7 @@ class _Bench:
     async def run(self, policy: str, number: int, groups: int) -> Run:
         """One rollout under one policy, on servers with empty caches."""
         problems = prompts(groups, seed=number + 1)
-        texts = {f"problem-{index}": text for index, text in enumerate(problems)}
+        texts = {f"{number} {policy} {index}": text for index, text in enumerate(problems)}
         async with httpx.AsyncClient(timeout=60.0) as client:
             for url in self._urls:
                 (await client.post(f"{url}/flush_cache")).raise_for_status()
@@ -166,8 +209,17 @@ def _row(policy: str, results: list[SampleResult], texts: dict[str, str], sample
         **{name: shown[name] for name in ("retractions", "reward")},
         "lost": samples - len(answers),
         "duplicated": sum(count - 1 for count in answers.values()),
+        "accept_length": accept_length(results),
         "patched": sum(_does_not_add_up(result) for result in results if result.status == 200),
     }
+
+
+def accept_length(results: list[SampleResult]) -> float | None:
+    """Tokens per step of the engine, where it speculates."""
+    answers = [result.meta_info for result in results if result.status == 200]
+    steps = sum(info.get("spec_verify_ct", 0) for info in answers)
+    tokens: int = sum(info["completion_tokens"] for info in answers)
+    return tokens / steps if steps else None
 
 
 def _does_not_add_up(result: SampleResult) -> bool:
@@ -186,7 +238,7 @@ def _middle(runs: list[Run], level: list[str]) -> Row:
             merged[name] = sum(values)
         elif not isinstance(value, str):
             merged[name] = statistics.median(values) if values else None
-            if name == "predicted_s":
+            if name == "predicted_s" and values:
                 merged["error"] = statistics.median(values) / merged["seconds"] - 1
     return {**merged, "level_with": ", ".join(level)}
 
@@ -195,7 +247,7 @@ def _figures(rows: list[Row]) -> dict[str, float]:
     by_name: dict[Any, dict[str, Any]] = {row["policy"]: dict(row) for row in rows}
     base = by_name["fifo_group"]
     best = max(by_name.values(), key=lambda row: row["tokens_per_s"])
-    reserving = [row for name, row in by_name.items() if POLICIES[name].reserves]
+    reserving = [row for name, row in by_name.items() if name == SPECULATING or POLICIES[name].reserves]
     figures: dict[str, float] = {
         "throughput_x": best["tokens_per_s"] / base["tokens_per_s"],
         "tail_cut": 1 - min(row["tail_s"] for row in reserving) / base["tail_s"],
@@ -208,8 +260,12 @@ def _figures(rows: list[Row]) -> dict[str, float]:
     if shares:
         figures["prefix_found_share"] = min(shares)
     for row in by_name.values():
-        figures[f"tokens_per_s_{row['policy']}"] = row["tokens_per_s"]
-        figures[f"tail_s_{row['policy']}"] = row["tail_s"]
+        name = row["policy"].replace(", ", "_")
+        figures[f"tokens_per_s_{name}"] = row["tokens_per_s"]
+        figures[f"tail_s_{name}"] = row["tail_s"]
+    drafting = by_name[SPECULATING]
+    figures["speculation_x"] = drafting["tokens_per_s"] / by_name["seer"]["tokens_per_s"]
+    figures["rollout_accept_length"] = drafting["accept_length"]
     return figures
 
 
