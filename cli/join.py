@@ -28,6 +28,7 @@ def join(
     kv_tokens: options.KvTokens = None,
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
+    speculate: options.Speculate = True,
     log_dir: options.LogDir = options.LOG_DIR,
 ) -> None:
     """Add this node's engines to a running head, until Ctrl-C.
@@ -48,6 +49,7 @@ def join(
         kv_tokens=kv_tokens,
         max_running_requests=max_running,
         page_tokens=page_tokens,
+        speculate=speculate,
         engine_args=tuple(context.args),
     )
     run_until_signal(_join(config))

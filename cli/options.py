@@ -16,6 +16,14 @@ KvTokens = Annotated[
 ]
 MaxRunning = Annotated[int | None, typer.Option(min=1, help="Requests that one engine runs at once.")]
 PageTokens = Annotated[int, typer.Option(min=1, help="Tokens per KV page.")]
+Speculate = Annotated[
+    bool,
+    typer.Option(help="Draft from what siblings generate, as long as that pays."),
+]
+DraftShards = Annotated[
+    int,
+    typer.Option(min=0, help="Draft servers that groups are spread over; 0 drafts within each engine."),
+]
 LogDir = Annotated[Path, typer.Option(help="Where the logs of child processes go.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port of the router.")]
 AgentPort = Annotated[

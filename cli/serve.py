@@ -9,7 +9,10 @@ import typer
 from . import options
 
 if TYPE_CHECKING:
-    from seer_sgl.head import HeadConfig
+    from pathlib import Path
+
+    from seer_sgl.config import RouterConfig
+    from seer_sgl.spec.settings import DraftSettings
 
 
 def serve(
@@ -30,6 +33,8 @@ def serve(
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
     pool: Annotated[bool, typer.Option(help="Share KV between engines through Mooncake.")] = True,
+    speculate: options.Speculate = True,
+    draft_shards: options.DraftShards = 1,
     log_dir: options.LogDir = options.LOG_DIR,
 ) -> None:
     """Start a router, a Mooncake pool and SGLang servers, and serve until Ctrl-C.
@@ -37,7 +42,6 @@ def serve(
     Flags after `--` go to every SGLang server, those of joining nodes too.
     """
     from seer_sgl.config import RouterConfig
-    from seer_sgl.head import HeadConfig
 
     from .run import run_until_signal
 
@@ -51,29 +55,45 @@ def serve(
         chunk_plan=chunk_plan,
         pull_margin_tokens=pull_margin_tokens,
         model=model or options.small_model(),
+        draft=draft_settings(speculate),
         engine_args=tuple(context.args),
     )
-    config = HeadConfig(
-        router=router,
-        engines=engines,
-        log_dir=log_dir / str(port),
-        pool=pool,
-        node_args=node_args(kv_tokens, max_running, page_tokens),
-    )
-    run_until_signal(_serve(config))
+    engine_options = node_args(kv_tokens, max_running, page_tokens)
+    run_until_signal(_serve(router, engines, log_dir, pool, draft_shards, engine_options))
 
 
-async def _serve(config: HeadConfig) -> int:
-    from seer_sgl.head import running_head
+async def _serve(
+    router: RouterConfig,
+    engines: int,
+    log_dir: Path,
+    pool: bool,
+    draft_shards: int,
+    engine_options: tuple[str, ...],
+) -> int:
+    from seer_sgl.head import HeadConfig, running_head
 
     from .run import say
 
+    config = HeadConfig(
+        router=router,
+        engines=engines,
+        log_dir=log_dir / str(router.http_port),
+        pool=pool,
+        draft_shards=draft_shards,
+        node_args=engine_options,
+    )
     async with running_head(config, say) as head:
-        router = config.router
         say(f"ready: POST http://{router.host}:{router.http_port}/generate")
         say(f"more engines: seer-sgl join {router.host}:{router.agent_port}")
         await head.wait_failed()
     return 0
+
+
+def draft_settings(speculate: bool) -> DraftSettings | None:
+    """How engines draft, if they do."""
+    from seer_sgl.spec.settings import DraftSettings
+
+    return DraftSettings() if speculate else None
 
 
 def node_args(kv_tokens: int | None, max_running: int | None, page_tokens: int) -> tuple[str, ...]:

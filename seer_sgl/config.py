@@ -35,6 +35,8 @@ class RouterConfig(msgspec.Struct, frozen=True):
     model: str = ""
     """Model that joining nodes serve unless they say otherwise."""
     pool: PoolAddress | None = None
+    draft: DraftSettings | None = None
+    """How the engines of joining nodes draft, and where the draft servers are; None: they do not."""
     engine_args: tuple[str, ...] = ()
     """SGLang flags that joining nodes add to their own."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from seer_sgl.config import RouterConfig
+from seer_sgl.engine.kept import KeptChild
 from seer_sgl.engine.libraries import missing_for_pool
 from seer_sgl.engine.node import address_towards
 from seer_sgl.engine.process import Child, free_port
@@ -17,10 +18,14 @@ from seer_sgl.engine.server import check_model, check_sglang_installed
 from seer_sgl.errors import StartError
 from seer_sgl.kv.pool import PoolAddress, master_args
 from seer_sgl.router.service import RouterService
+from seer_sgl.spec.settings import DraftSettings
 
 T = TypeVar("T")
 
 MASTER_START_S = 20.0
+SHARD_START_S = 60.0
+"""The first one on a machine compiles its kernels."""
+SHARD_STOP_S = 2.0
 NODE_STOP_S = 20.0
 """A node stops its servers in turn before it ends itself."""
 
@@ -33,6 +38,10 @@ class HeadConfig(msgspec.Struct, frozen=True):
     log_dir: Path
     pool: bool = True
     """Start a Mooncake master for the engines of all nodes."""
+    draft_shards: int = 1
+    """Draft servers, where `router.draft` says that engines draft at all."""
+    draft_budget_bytes: int = 1 << 30
+    """Memory of each: about 9 bytes for a token of a group that still runs, or did until lately."""
     node_args: tuple[str, ...] = ()
     """Passed on to the `join` that runs the local engines."""
 
@@ -44,6 +53,7 @@ class Head:
         self.service = service
         self._log_dir = log_dir
         self._children: list[Child] = []
+        self._kept: list[KeptChild] = []
 
     async def wait_failed(self) -> None:
         """Return only by raising what ended the router or a child."""
@@ -68,6 +78,20 @@ class Head:
         await child.start()
         await self.unless_failed(ready)
 
+    async def keep_child(self, name: str, argv: list[str], ready: Coroutine[Any, Any, None]) -> None:
+        """Start a child, wait until it is ready, and start it again whenever it ends.
+
+        Raises:
+            StartError: it did not come up.
+        """
+        child = KeptChild(name, argv, self._log_dir / f"{name.replace(' ', '_')}.log")
+        self._kept.append(child)
+        await child.start()
+        try:
+            await self.unless_failed(ready)
+        except StartError as error:
+            raise StartError(f"{error}; its log: {child.child.log_path}") from None
+
     async def unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; it is cancelled if the router or a child ends before.
 
@@ -89,6 +113,8 @@ class Head:
         """End the children, last one first."""
         for child in reversed(self._children):
             await child.stop(NODE_STOP_S)
+        for kept in reversed(self._kept):
+            await kept.stop(SHARD_STOP_S)
 
     async def _child_ended(self, child: Child) -> None:
         status = await child.wait()
@@ -108,15 +134,22 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
     """
     _check(config)
     pool = _pool_address(config.router.host) if config.pool else None
-    router = msgspec.structs.replace(config.router, pool=pool)
+    router = msgspec.structs.replace(config.router, pool=pool, draft=_draft_settings(config))
     async with RouterService(router) as service:
         head = Head(service, config.log_dir)
         try:
             say(f"router on http://{router.host}:{router.http_port}, policy {router.policy}")
             if pool is not None:
                 argv, port = _master_argv(pool)
-                await head.start_child("mooncake_master", argv, _port_open(pool, port))
+                listens = _port_open(
+                    "mooncake_master", pool.master.rpartition(":")[0], port, MASTER_START_S
+                )
+                await head.start_child("mooncake_master", argv, listens)
                 say(f"KV pool: Mooncake master on {pool.master}")
+            if router.draft is not None:
+                for shard, address in enumerate(router.draft.servers):
+                    await _start_shard(head, config, shard, address)
+                say(f"drafts: draft servers on {', '.join(router.draft.servers) or 'no address'}")
             if config.engines:
                 say(f"starting {config.engines} engines, logs in {config.log_dir}")
                 here = _engines_here(service, config.engines)
@@ -165,10 +198,30 @@ def _node_argv(config: HeadConfig) -> list[str]:
     ]
 
 
-async def _port_open(pool: PoolAddress, port: int) -> None:
-    host = pool.master.rpartition(":")[0]
+def _draft_settings(config: HeadConfig) -> DraftSettings | None:
+    """What engines are told, with addresses for the draft servers to come."""
+    if config.router.draft is None:
+        return None
+    near = _reachable(config.router.host)
+    near = f"[{near}]" if ":" in near else near
+    servers = tuple(f"tcp://{near}:{free_port()}" for _ in range(config.draft_shards))
+    return msgspec.structs.replace(config.router.draft, servers=servers)
+
+
+async def _start_shard(head: Head, config: HeadConfig, shard: int, address: str) -> None:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    argv = [
+        *(sys.executable, "-m", "seer_sgl.spec.server", "--host", config.router.host, "--port", port),
+        *("--budget-bytes", str(config.draft_budget_bytes)),
+    ]
+    name = f"draft server {shard}"
+    listens = _port_open(name, host.strip("[]"), int(port), SHARD_START_S)
+    await head.keep_child(name, argv, listens)
+
+
+async def _port_open(name: str, host: str, port: int, patience_s: float) -> None:
     try:
-        async with asyncio.timeout(MASTER_START_S):
+        async with asyncio.timeout(patience_s):
             while True:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection(host, port)
@@ -176,7 +229,7 @@ async def _port_open(pool: PoolAddress, port: int) -> None:
                     return
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise StartError(f"mooncake_master does not listen on {pool.master}") from None
+        raise StartError(f"{name} does not listen on {host}:{port} after {patience_s:g} s") from None
 
 
 async def _engines_here(service: RouterService, engines: int) -> None:

@@ -23,6 +23,7 @@ from seer_sgl.engine.server import (
 )
 from seer_sgl.errors import StartError
 from seer_sgl.router.messages import AskHead, Head, ProtocolError, decode_from_router, encode
+from seer_sgl.spec.settings import DraftSettings
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     kv_tokens: int | None = None
     max_running_requests: int | None = None
     page_tokens: int = 16
+    speculate: bool = True
+    """Draft, where the head says how."""
     engine_args: tuple[str, ...] = ()
     ask_timeout_s: float = 15.0
 
@@ -108,10 +111,18 @@ def _engine_configs(config: NodeConfig, head: Head) -> list[EngineConfig]:
             kv_tokens=config.kv_tokens,
             max_running_requests=config.max_running_requests,
             threads=threads,
+            draft=_draft_settings(config, head, f"{config.name}-{index}"),
             extra_args=(*head.engine_args, *config.engine_args),
         )
         for index in range(config.engines)
     ]
+
+
+def _draft_settings(config: NodeConfig, head: Head, engine: str) -> DraftSettings | None:
+    """What the head says, by the name of this engine."""
+    if head.draft is None or not config.speculate:
+        return None
+    return msgspec.structs.replace(head.draft, engine=engine)
 
 
 def runs_on_cpu() -> bool:

@@ -5,6 +5,7 @@ dispatched is in `_running` until its engine answers, breaks or leaves. The core
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, RunChunk, StopChunk
 from seer_sgl.router.requests import Sample, check_against_engines, prompt_key
 from seer_sgl.router.roster import Roster
+from seer_sgl.router.sampling import with_group_tag
 from seer_sgl.router.transcript import Transcript
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
 
@@ -45,6 +47,8 @@ class Live:
     sample: Sample
     transcript: Transcript
     done: asyncio.Future[Deliver]
+    number: int
+    """Tells it from its siblings, for drafts."""
     last_status: int | None = None
     """HTTP status of the last chunk that an engine refused."""
     began_s: float = field(default_factory=time.monotonic)
@@ -64,6 +68,7 @@ class Dispatcher:
         self._running: dict[ChunkId, Dispatch] = {}
         self._pending: list[Event] = []
         self._engine_here = asyncio.Event()
+        self._numbers = itertools.count()
 
     # ---- for clients ----
 
@@ -110,6 +115,7 @@ class Dispatcher:
             sample,
             Transcript(sample.rid, sample.prompt_ids),
             asyncio.get_running_loop().create_future(),
+            next(self._numbers) % 2**31,
         )
         self._live[RequestId(sample.rid)] = live
         if not self._pending:
@@ -236,11 +242,19 @@ class Dispatcher:
     def _run(self, dispatch: Dispatch) -> None:
         live = self._live[dispatch.request_id]
         params = {**live.sample.sampling, "max_new_tokens": dispatch.max_new_tokens}
+        request = self.core.buffer.requests.get(dispatch.request_id)
+        held_ids = live.transcript.held_ids
+        tag = {
+            "group": live.sample.group_id,
+            "request": live.number,
+            "done": len(held_ids) - len(live.sample.prompt_ids),
+            "probe": request is not None and request.is_probe,
+        }
         body = {
             **live.sample.body,
             "rid": f"{live.sample.rid}.{dispatch.chunk_id}",
-            "input_ids": live.transcript.held_ids,
-            "sampling_params": params,
+            "input_ids": held_ids,
+            "sampling_params": with_group_tag(params, tag),
         }
         self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body))

@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,14 +14,15 @@ from starlette.routing import Route
 
 from seer_sgl.errors import RequestError, SeerError
 from seer_sgl.router.dispatcher import Dispatcher
+from seer_sgl.router.drafts import DraftWatch
 from seer_sgl.router.metrics import registry_of
 from seer_sgl.router.requests import parse_generate
 from seer_sgl.router.roster import Member
 
 
-def build_app(dispatcher: Dispatcher, max_body_bytes: int) -> Starlette:
+def build_app(dispatcher: Dispatcher, drafts: DraftWatch, max_body_bytes: int) -> Starlette:
     """The ASGI application over a dispatcher."""
-    front = _Front(dispatcher, max_body_bytes)
+    front = _Front(dispatcher, registry_of(dispatcher.core, drafts), max_body_bytes)
     return Starlette(
         routes=[
             Route("/generate", front.generate, methods=["POST", "PUT"]),
@@ -34,11 +35,11 @@ def build_app(dispatcher: Dispatcher, max_body_bytes: int) -> Starlette:
 
 
 class _Front:
-    def __init__(self, dispatcher: Dispatcher, max_body_bytes: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, registry: CollectorRegistry, max_body_bytes: int) -> None:
         self._dispatcher = dispatcher
         self._max_body_bytes = max_body_bytes
         self._began_s = int(time.time())
-        self._registry = registry_of(dispatcher.core)
+        self._registry = registry
 
     async def generate(self, request: Request) -> Response:
         try:

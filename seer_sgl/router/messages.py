@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from seer_sgl.kv.pool import PoolAddress
+from seer_sgl.spec.settings import DraftSettings
 from seer_sgl.types import ChunkId, EngineId, EngineSpec
 
 PROTOCOL = 1
@@ -90,6 +91,7 @@ class Head(Message, frozen=True):
     model: str
     pool: PoolAddress | None
     engine_args: list[str]
+    draft: DraftSettings | None = None
 
 
 class Welcome(Message, frozen=True):

@@ -13,6 +13,9 @@ _KNOWN = frozenset(
 )
 """SGLang 0.5.23 `SamplingParams`; it refuses any other name."""
 
+GROUP_TAG = "seer"
+"""Key in `custom_params`, which SGLang carries to its workers and reads only for logit processors."""
+
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda x: 0 <= x < float("inf")),
     "top_p": ("in (0, 1]", lambda x: 0 < x <= 1),
@@ -61,6 +64,20 @@ def check_sampling(params: dict[str, Any]) -> None:
         if name in _RANGES:
             _check_range(field, value, *_RANGES[name])
     _check_min_new_tokens(params)
+    _check_custom(params.get("custom_params"))
+
+
+def _check_custom(custom: Any) -> None:
+    field = "sampling_params.custom_params"
+    if custom is not None and not isinstance(custom, dict):
+        raise RequestError(field, f"must be an object, got {type(custom).__name__}")
+    if custom and GROUP_TAG in custom:
+        raise RequestError(f"{field}.{GROUP_TAG}", "is set by the router; choose another name")
+
+
+def with_group_tag(params: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters, with what an engine's drafter is told of the request."""
+    return {**params, "custom_params": {**(params.get("custom_params") or {}), GROUP_TAG: tag}}
 
 
 def _check_range(field: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:

@@ -16,6 +16,7 @@ from seer_sgl.router.core.estimates import estimate_named
 from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
+from seer_sgl.router.drafts import DraftWatch
 from seer_sgl.router.http import build_app
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import (
@@ -62,11 +63,12 @@ class RouterService:
         except StartError:
             listener.close()
             raise
+        self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
         self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls)
         self._server = _QuietServer(
             uvicorn.Config(
-                build_app(self.dispatcher, config.max_body_bytes),
+                build_app(self.dispatcher, self.drafts, config.max_body_bytes),
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=2,
@@ -76,6 +78,7 @@ class RouterService:
             asyncio.create_task(self._server.serve(sockets=[listener]), name="http"),
             asyncio.create_task(self._link.receive_forever(self._on_message), name="agents"),
             asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self.drafts.watch(), name="drafts"),
         ]
         return self
 
@@ -111,8 +114,9 @@ class RouterService:
             case Register():
                 self._register(peer, message)
             case AskHead():
-                args = list(self._config.engine_args)
-                self._link.send(peer, Head(self._config.model, self._config.pool, args))
+                config = self._config
+                args = list(config.engine_args)
+                self._link.send(peer, Head(config.model, config.pool, args, config.draft))
             case Leave():
                 self._remove(message.engine_id, message.reason)
 

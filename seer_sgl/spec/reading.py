@@ -13,7 +13,6 @@ from seer_sgl.spec.records import (
     HEADER_WORDS,
     NEW_RECORDS,
     NEW_TOKENS,
-    OVERLAPS,
     READ_GAPS,
     UNREADABLE,
     Taken,
@@ -43,8 +42,8 @@ class Reader:
 
     def __init__(self, seen: TokenLogs) -> None:
         self._seen = seen
-        self._records = self._tokens = 0
-        self._totals: LongArray = np.zeros(7, np.int64)
+        self._records = self._tokens = self._overlaps = 0
+        self._totals: LongArray = np.zeros(6, np.int64)
 
     def unpack(
         self, names: list[str], owners: IntArray, results: IntArray, words: IntArray
@@ -66,6 +65,7 @@ class Reader:
         while not take_records(seen.ledger, owners, results, words, seen.vocab_size, taken, totals):
             seen.ledger = with_room(seen.ledger, 1, 0)
         repeated = owners[(taken.overlaps > 0) & (owners != NONE)]
+        self._overlaps += int(taken.overlaps.sum())
         count, used = int(totals[NEW_RECORDS]), int(totals[NEW_TOKENS])
         if not count:
             return None, repeated
@@ -91,7 +91,7 @@ class Reader:
         return {
             "received_records": self._records,
             "received_tokens": self._tokens,
-            "overlap_tokens": int(self._totals[OVERLAPS]),
+            "overlap_tokens": self._overlaps,
             "read_gaps": int(self._totals[READ_GAPS]),
             "unreadable_records": int(self._totals[UNREADABLE]),
         }

@@ -192,7 +192,7 @@ def read_fetches(
     return used
 
 
-NEW_RECORDS, NEW_TOKENS, OVERLAPS, READ_GAPS, UNREADABLE, AT_ROW, AT_WORD = 0, 1, 2, 3, 4, 5, 6
+NEW_RECORDS, NEW_TOKENS, READ_GAPS, UNREADABLE, AT_ROW, AT_WORD = 0, 1, 2, 3, 4, 5
 """Places of the totals of `take_records`; the last two are where it goes on."""
 
 
@@ -220,14 +220,13 @@ def _take_group(
     row: int,
     words: IntArray,
     end: int,
-    vocabulary: int,
+    limit: np.uint32,
     taken: Taken,
     totals: LongArray,
 ) -> bool:
-    """Unpack one fetch. All in one loop: to call anything for a record costs more than the record."""
+    """Unpack one fetch. In one loop: to call anything for a record costs more than the record."""
     siblings, entries = np.empty(LISTED, np.int32), np.empty(LISTED, np.int32)
     listed = list_group(ledger, owner, siblings, entries)
-    limit = np.uint32(vocabulary) if vocabulary > 0 else np.uint32(0x7FFFFFFF)
     index, at = totals[NEW_RECORDS], totals[NEW_TOKENS]
     while totals[AT_WORD] < end:
         begin = totals[AT_WORD]
@@ -264,7 +263,6 @@ def _take_group(
             ledger.known[entry] = prev + count
             index, at = index + 1, there
             totals[NEW_RECORDS], totals[NEW_TOKENS] = index, at
-    totals[OVERLAPS] += taken.overlaps[row]
     return True
 
 
@@ -289,12 +287,13 @@ def take_records(
         taken: gets the records.
         totals: all zero before the first call.
     """
+    limit = np.uint32(vocabulary) if vocabulary > 0 else np.uint32(0x7FFFFFFF)
     for row in range(totals[AT_ROW], len(results)):
         totals[AT_ROW] = row
         begin = totals[AT_WORD]
         end = min(begin + max(results[row, 2], 0), len(words))
-        is_read = owners[row] != NONE and begin < end
-        if is_read and not _take_group(ledger, owners[row], row, words, end, vocabulary, taken, totals):
+        owner, is_read = owners[row], owners[row] != NONE and begin < end
+        if is_read and not _take_group(ledger, owner, row, words, end, limit, taken, totals):
             results[row, 2] = end - totals[AT_WORD]
             return False
         totals[AT_WORD] = end

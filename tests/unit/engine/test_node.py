@@ -12,6 +12,7 @@ from seer_sgl.engine.process import free_port
 from seer_sgl.errors import StartError
 from seer_sgl.kv.pool import PoolAddress
 from seer_sgl.router.messages import Head
+from seer_sgl.spec.settings import DraftSettings
 from tests.unit.router.conftest import run
 
 POOL = PoolAddress("h:1", "http://h:2/metadata")
@@ -85,3 +86,21 @@ def test_a_node_without_engines_is_told_so() -> None:
             await run_node(config("127.0.0.1:5", engines=0))
 
     run(scenario())
+
+
+def test_engines_draft_as_the_head_says_under_their_own_names(model: str) -> None:
+    head = Head(model, None, [], DraftSettings(servers=("tcp://h:1",), max_nodes=7))
+    engines = node._engine_configs(config("127.0.0.1:5"), head)
+    assert [engine.draft for engine in engines] == [
+        DraftSettings(servers=("tcp://h:1",), max_nodes=7, engine=f"n-{index}") for index in range(2)
+    ]
+
+
+def test_a_node_may_decline_to_draft(model: str) -> None:
+    for head, speculate in (
+        (Head(model, None, []), True),
+        (Head(model, None, [], DraftSettings()), False),
+    ):
+        settings = config("127.0.0.1:5", speculate=speculate, engines=1)
+        (only,) = node._engine_configs(settings, head)
+        assert only.draft is None

@@ -5,6 +5,7 @@ import pytest
 
 from seer_sgl.kv.pool import PoolAddress
 from seer_sgl.router import messages as m
+from seer_sgl.spec.settings import DraftSettings
 from seer_sgl.testing.engine import FAKE_SPEC
 from seer_sgl.types import ChunkId, EngineId
 
@@ -22,6 +23,7 @@ FROM_AGENTS: list[m.AgentMessage] = [
 FROM_ROUTERS: list[m.RouterMessage] = [
     m.Head("model", PoolAddress("h:1", "http://h:2/metadata"), ["--x"]),
     m.Head("model", None, []),
+    m.Head("model", None, [], DraftSettings(servers=("tcp://h:3",), max_nodes=7)),
     m.Welcome(1.0),
     m.Refused("no"),
     m.WhoAreYou(),

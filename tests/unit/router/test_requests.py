@@ -114,6 +114,7 @@ def test_a_body_that_is_no_object() -> None:
         {"sampling_params": {"structural_tag": "a"}},
         {"sampling_params": {"beam_width": 2}},
         {"sampling_params": {"no_stop_trim": True}},
+        {"sampling_params": {"custom_params": {"a": 1}}},
     ],
 )
 def test_what_looks_back_over_the_output_runs_whole(body: dict[str, Any]) -> None:
@@ -129,10 +130,21 @@ def test_what_looks_back_over_the_output_runs_whole(body: dict[str, Any]) -> Non
         {"sampling_params": {"stop": None, "frequency_penalty": 0.0, "repetition_penalty": 1}},
         {"sampling_params": {"stop_token_ids": [3], "logit_bias": {"5": 1.0}, "sampling_seed": 3}},
         {"extra_key": "k", "cache_salt": "s", "priority": 3, "lora_path": "x"},
+        {"sampling_params": {"custom_params": {}}},
     ],
 )
 def test_what_does_not_is_divided(body: dict[str, Any]) -> None:
     assert parse(text="a", **body).samples[0].divisible
+
+
+@pytest.mark.parametrize(
+    ("custom", "field"),
+    [([1], "sampling_params.custom_params"), ({"seer": {}}, "sampling_params.custom_params.seer")],
+)
+def test_custom_parameters_that_are_not_the_clients_to_give(custom: Any, field: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(text="a", sampling_params={"custom_params": custom})
+    assert caught.value.field == field
 
 
 def sample(prompt_tokens: int, max_new_tokens: int | None, token: int = 3) -> Sample:

@@ -108,8 +108,9 @@ def test_each_chunk_starts_from_all_tokens_so_far() -> None:
             prompt + output[:30],
             prompt + output[:60],
         ]
-        assert [body["sampling_params"] for body in engine.bodies] == [
-            {"top_p": 0.5, "max_new_tokens": budget} for budget in (30, 30, 10)
+        sampling = [body["sampling_params"] for body in engine.bodies]
+        assert [{**params, "custom_params": None} for params in sampling] == [
+            {"top_p": 0.5, "max_new_tokens": budget, "custom_params": None} for budget in (30, 30, 10)
         ]
 
     run(scenario())
