@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 RECONNECT_MS = 50
-LONGEST_RECONNECT_MS = 1000
+LONGEST_RECONNECT_MS = 500
 """A server that is away is dialled ever more rarely, at last so often."""
 
 

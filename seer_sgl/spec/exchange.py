@@ -9,7 +9,7 @@ from seer_sgl.spec.heads import AnswerHead, head_of
 from seer_sgl.spec.logs import Batch
 from seer_sgl.spec.messages import answer_of, frames_of
 from seer_sgl.spec.reading import Records
-from seer_sgl.spec.session import Session
+from seer_sgl.spec.session import LOST_PAUSE_S, Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES, DraftStore
 
 
@@ -26,7 +26,8 @@ def warm_up() -> None:
             session.append(Batch(log_number, np.zeros(1, np.int32), starts, tokens))
         exchange(session, server)
     server.store.expire(math.inf)
-    exchange(sessions[0], server)
+    for _ in range(3):
+        exchange(sessions[0], server, LOST_PAUSE_S)
 
 
 def exchange(

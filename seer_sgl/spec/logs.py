@@ -162,18 +162,24 @@ def collect_updates(
 
 
 @kernel
-def known_counts(ledger: Ledger, group: int, out: IntArray) -> int:
-    """(request, tokens) of a group's requests; how many, 0 where there are more than `out` holds."""
-    count = 0
-    entry = ledger.firsts[group]
-    while entry != NONE:
-        if count == len(out):
-            return 0
-        out[count, 0] = ledger.requests[entry]
-        out[count, 1] = ledger.known[entry]
-        count += 1
-        entry = ledger.after[entry]
-    return count
+def known_counts(ledger: Ledger, groups: LongArray, counts: IntArray, out: IntArray) -> int:
+    """(request, tokens) of the groups' requests, group by group; how many rows in all.
+
+    `counts` gets the rows of each; of a group that would not fit `out`, none.
+    """
+    used = 0
+    for index in range(len(groups)):
+        began = used
+        entry = ledger.firsts[groups[index]]
+        while entry != NONE and used < len(out):
+            out[used, 0] = ledger.requests[entry]
+            out[used, 1] = ledger.known[entry]
+            used += 1
+            entry = ledger.after[entry]
+        if entry != NONE:
+            used = began
+        counts[index] = used - began
+    return used
 
 
 class TokenLogs:

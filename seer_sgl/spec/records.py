@@ -129,11 +129,14 @@ def write_updates(
 
 
 @inlined
-def _is_known(known: IntArray, request: int, end: int) -> bool:
+def _known_of(known: IntArray, request: int) -> int:
+    """Tokens that the reader says it has of a request."""
+    tokens = 0
     for index in range(len(known)):
         if known[index, 0] == request:
-            return bool(known[index, 1] >= end)
-    return False
+            tokens = known[index, 1]
+            break
+    return tokens
 
 
 @inlined
@@ -151,16 +154,24 @@ def _read_group(chains: Chains, fetch: IntArray, known: IntArray, out: IntArray,
         size = HEADER_WORDS + count
         left = min(BLOCK_WORDS - offset, length - position)
         if count and size <= left:
-            skip = chains.words[at] >> COUNT_BITS == fetch[WRITER] or (
-                len(known)
-                and _is_known(known, chains.words[at + 1], np.int64(chains.words[at + 2]) + count)
+            writer, request, prev = (
+                chains.words[at] >> COUNT_BITS,
+                chains.words[at + 1],
+                chains.words[at + 2],
             )
-            if not skip:
-                if used + size > len(out):
+            skipped = 0
+            if writer == fetch[WRITER]:
+                skipped = count
+            elif len(known):
+                skipped = max(0, min(_known_of(known, request) - prev, count))
+            if skipped < count:
+                if used + size - skipped > len(out):
                     break
-                for index in range(size):
-                    out[used + index] = chains.words[at + index]
-                used += size
+                out[used] = writer << COUNT_BITS | (count - skipped)
+                out[used + 1], out[used + 2] = request, prev + skipped
+                for index in range(HEADER_WORDS + skipped, size):
+                    out[used - skipped + index] = chains.words[at + index]
+                used += size - skipped
         else:
             # The block's empty end, or what a wrong cursor takes for a record.
             size = left

@@ -21,6 +21,7 @@ from seer_sgl.spec.records import (
     COUNT,
     FETCH_COLUMNS,
     GAP,
+    KNOWN_ROWS,
     MORE,
     PREV,
     UNKNOWN_GROUP,
@@ -30,10 +31,10 @@ from seer_sgl.spec.records import (
 CALL_ROWS = 4096
 CALL_TOKENS = 256 * 1024
 """Most tokens of one call. An engine that has more to say calls again."""
-COMPARED_S = 10.0
+COMPARED_S = 5.0
 """How long after a server came back what this engine has seen is told with every fetch."""
-COMPARED_REQUESTS = 256
-"""Of a group with more requests it is not told."""
+COMPARED_REQUESTS = 1 << 16
+"""Of more requests than these it is not told."""
 OVERLAP_S = 2.0
 """The same, for a group of which something came twice."""
 LOST_PAUSE_S = 1.0
@@ -275,12 +276,14 @@ class Session:
         """Where to read each group from, and what has been seen where the server may not know it."""
         fetches = np.zeros((len(fetching), FETCH_COLUMNS), np.int32)
         fetches[:, :4] = self.groups.remotes[fetching]
-        parts = []
-        for row in np.flatnonzero(self.groups.compared_until_s[fetching] > now_s).tolist():
-            seen = np.empty((COMPARED_REQUESTS, 2), np.int32)
-            fetches[row, 4] = known_counts(self.tokens.ledger, int(fetching[row]), seen)
-            parts.append(seen[: fetches[row, 4]])
-        return fetches, np.concatenate(parts) if parts else np.empty((0, 2), np.int32)
+        compared = np.flatnonzero(self.groups.compared_until_s[fetching] > now_s)
+        if not len(compared):
+            return fetches, np.empty((0, 2), np.int32)
+        seen = np.empty((min(self.tokens.ledger.used, COMPARED_REQUESTS), 2), np.int32)
+        counts = np.zeros(len(compared), np.int32)
+        used = known_counts(self.tokens.ledger, fetching[compared], counts, seen)
+        fetches[compared, KNOWN_ROWS] = counts
+        return fetches, seen[:used]
 
     # ---- answers ----
 
