@@ -90,9 +90,10 @@ class Engine:
         self._groups = (number - members * (ENGINES // GROUP_SIZE)) % ENGINES
         self._groups += np.arange(REQUESTS) // GROUP_SIZE * ENGINES
         self._members = members
-        self._ends_s = began_s + LIFE_S * (self._groups / (self._groups.max() + 1) - 1)
+        # Spread evenly, and the same on every engine of a group.
+        self._ends_s = began_s + SETTLE_S + LIFE_S * self._groups / (REQUESTS * ENGINES // GROUP_SIZE)
         self._lives = np.zeros(REQUESTS, np.int64)
-        self._numbers = np.full(REQUESTS, -1, np.int32)
+        self._numbers = np.array([self._open(index) for index in range(REQUESTS)], np.int32)
         self._counts = np.zeros(REQUESTS, np.int32)
         self._starts = np.arange(REQUESTS + 1, dtype=np.int32)
         self._leaving: list[tuple[float, str]] = []
@@ -100,12 +101,11 @@ class Engine:
     def step(self) -> None:
         """Every request generates a token; groups that are over make room."""
         for index in np.flatnonzero(self._ends_s <= self.due_s).tolist():
-            if self._numbers[index] >= 0:
-                self._leaving.append((self.due_s + LINGER_S, self._name(index)))
+            self._leaving.append((self.due_s + LINGER_S, self._name(index)))
             self._lives[index] += 1
             self._ends_s[index] += LIFE_S
             self._counts[index] = 0
-            self._numbers[index] = self.client.open(self._name(index), int(self._members[index]))
+            self._numbers[index] = self._open(index)
         while self._leaving and self._leaving[0][0] <= self.due_s:
             self.client.release(self._leaving.pop(0)[1])
         stamp = int((self.due_s - self._began_s) * 1000)
@@ -122,6 +122,9 @@ class Engine:
         window = self._seen.ages[min(int(now_s / WINDOW_S), len(self._seen.ages) - 1)]
         window += np.bincount(ages, minlength=LAG_MS)
         self._seen.read += len(ages)
+
+    def _open(self, index: int) -> int:
+        return self.client.open(self._name(index), int(self._members[index]))
 
     def _name(self, index: int) -> str:
         return f"{self._groups[index]}.{self._lives[index]}"
