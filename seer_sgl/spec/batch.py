@@ -15,7 +15,7 @@ from seer_sgl.spec.automaton import (
     extend,
 )
 from seer_sgl.spec.compiled import inlined, kernel
-from seer_sgl.spec.drafting import draft_chain, draft_tree, near_miss
+from seer_sgl.spec.drafting import FRONTIER_FIELDS, OFFERS, draft_chain, draft_tree, near_miss
 from seer_sgl.spec.scoring import CANDIDATE_FIELDS, CANDIDATES
 from seer_sgl.spec.tree import LAST_USED
 
@@ -23,8 +23,6 @@ GROUP, STATE, OTHER, COUNT, NUMBER, WEIGHT, FOLLOWED = range(7)
 """A path's group (-1 once that is gone), its state, its near miss (`drafting.near_miss`), tokens so far,
 number within the group, weight of its tokens, and whether drafts are asked for it here."""
 PATH_FIELDS = 7
-OFFERS = 1024
-"""Nodes that one tree draft weighs at most."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -87,19 +85,9 @@ def append_batch(groups: Any, paths: Any, chosen: Any, starts: Any, tokens: Any,
 
 @kernel
 def draft_batch(
-    groups: Any,
-    paths: Any,
-    chosen: Any,
-    nodes: Any,
-    max_depth: Any,
-    chains: Any,
-    now: Any,
-    starts: Any,
-    tokens: Any,
-    parents: Any,
-    depths: Any,
-    confidences: Any,
-) -> None:
+    groups: Any, paths: Any, chosen: Any, nodes: Any, max_depth: Any, chains: Any, now: Any,
+    starts: Any, tokens: Any, parents: Any, depths: Any, confidences: Any,
+) -> None:  # fmt: skip
     """Draft up to `nodes[i]` nodes for the path `chosen[i]`, as a chain or a tree, one after another.
 
     `starts`, int32 [requests + 1], gets where each one's nodes lie in the four arrays of nodes.
@@ -110,7 +98,7 @@ def draft_batch(
     likely = np.empty(CANDIDATES, np.float64)
     rows = np.empty((CANDIDATES, CANDIDATE_FIELDS), np.int32)
     chance = np.empty(OFFERS, np.float64)
-    frontier = np.empty((OFFERS, 4), np.int32)
+    frontier = np.empty((OFFERS, FRONTIER_FIELDS), np.int32)
     order = np.empty(OFFERS + most, np.int32)
     others = np.empty(most, np.int64)
     starts[0] = 0
@@ -122,8 +110,7 @@ def draft_batch(
         if group >= 0 and nodes[i] > 0:
             groups[group, LAST_USED] = now
             states, edges, table, _ = _arrays(groups, group)
-            state = np.int64(paths[path, STATE])
-            other = np.int64(paths[path, OTHER])
+            state, other = np.int64(paths[path, STATE]), np.int64(paths[path, OTHER])
             number = paths[path, NUMBER]
             if chains:
                 n = draft_chain(

@@ -28,26 +28,18 @@ LEAST_LIKELY = 0.003
 """Nodes below this are left out; they cost a row each and bring nothing."""
 CHAIN_FLOOR = 0.05
 """The best of all candidates is hardly less likely than this."""
+OFFERS = 1024
+"""Nodes that one tree draft weighs at most."""
 F_TOKEN, F_TARGET, F_PARENT, F_DEPTH = range(4)
+FRONTIER_FIELDS = 4
 
 
 @kernel
 def draft_chain(
-    states: Any,
-    edges: Any,
-    table: Any,
-    state: Any,
-    other: Any,
-    path: Any,
-    length: Any,
-    likely: Any,
-    rows: Any,
-    tokens: Any,
-    parents: Any,
-    depths: Any,
-    confidences: Any,
-) -> int:
-    """The most likely continuation, up to `length` tokens; how many there are."""
+    states: Any, edges: Any, table: Any, state: Any, other: Any, path: Any, length: Any,
+    likely: Any, rows: Any, tokens: Any, parents: Any, depths: Any, confidences: Any,
+) -> int:  # fmt: skip
+    """The most likely continuation, up to `length` tokens; how many there are. Arrays as below."""
     n = 0
     confidence = 1.0
     while n < length:
@@ -101,32 +93,19 @@ def _offer(chance: Any, order: Any, head: Any, tail: Any, room: Any, slot: Any) 
 
 @kernel
 def draft_tree(
-    states: Any,
-    edges: Any,
-    table: Any,
-    state: Any,
-    other: Any,
-    path: Any,
-    nodes: Any,
-    max_depth: Any,
-    likely: Any,
-    rows: Any,
-    chance: Any,
-    frontier: Any,
-    order: Any,
-    others: Any,
-    tokens: Any,
-    parents: Any,
-    depths: Any,
-    confidences: Any,
-) -> int:
-    """The `nodes` most likely nodes, best first, none deeper than `max_depth`; how many there are."""
-    n = 0
-    offers = 0
-    head = 0
-    tail = 0
-    node = -1
-    depth = 0
+    states: Any, edges: Any, table: Any, state: Any, other: Any, path: Any, nodes: Any, max_depth: Any,
+    likely: Any, rows: Any, chance: Any, frontier: Any, order: Any, others: Any,
+    tokens: Any, parents: Any, depths: Any, confidences: Any,
+) -> int:  # fmt: skip
+    """The `nodes` most likely nodes, best first, none deeper than `max_depth`; how many there are.
+
+    Args:
+        state, other, path: the text's state, its `near_miss`, and the number of its path.
+        likely, rows: of `score`. chance, frontier: nodes on offer, OFFERS rows. order: OFFERS + nodes
+            of these by chance. others: near misses of drafted nodes.
+        tokens, parents, depths, confidences: get the draft.
+    """
+    n, offers, head, tail, node, depth = 0, 0, 0, 0, -1, 0
     root_other = other
     confidence = 1.0
     while True:
@@ -137,31 +116,24 @@ def draft_tree(
             found = score(states, edges, state, other, least / confidence, path, likely, rows)
             for at in range(found):
                 reach = confidence * likely[at]
-                if reach < least or offers >= chance.size:
-                    continue
-                chance[offers] = reach
-                frontier[offers, F_TOKEN] = rows[at, C_TOKEN]
-                frontier[offers, F_TARGET] = rows[at, C_TARGET]
-                frontier[offers, F_PARENT] = node
-                frontier[offers, F_DEPTH] = depth + 1
-                tail = _offer(chance, order, head, tail, nodes - n, offers)
-                offers += 1
+                if reach >= least and offers < chance.size:
+                    chance[offers] = reach
+                    frontier[offers, F_TOKEN] = rows[at, C_TOKEN]
+                    frontier[offers, F_TARGET] = rows[at, C_TARGET]
+                    frontier[offers, F_PARENT] = node
+                    frontier[offers, F_DEPTH] = depth + 1
+                    tail = _offer(chance, order, head, tail, nodes - n, offers)
+                    offers += 1
         if head == tail or n >= nodes:
             break
         slot = order[head]
         head += 1
-        parent = frontier[slot, F_PARENT]
-        token = frontier[slot, F_TOKEN]
-        state = frontier[slot, F_TARGET]
-        depth = frontier[slot, F_DEPTH]
-        confidence = chance[slot]
+        parent, depth = frontier[slot, F_PARENT], frontier[slot, F_DEPTH]
+        state, confidence = frontier[slot, F_TARGET], chance[slot]
         before = root_other if parent < 0 else others[parent]
-        other = strict(states, edges, table, before, token)
-        tokens[n] = token
-        parents[n] = parent
-        depths[n] = depth
-        confidences[n] = confidence
-        others[n] = other
+        other = strict(states, edges, table, before, frontier[slot, F_TOKEN])
+        tokens[n] = frontier[slot, F_TOKEN]
+        parents[n], depths[n], confidences[n], others[n] = parent, depth, confidence, other
         node = n
         n += 1
     return n
