@@ -24,6 +24,10 @@ DraftShards = Annotated[
     int,
     typer.Option(min=0, help="Draft servers that groups are spread over; 0 drafts within each engine."),
 ]
+DraftMib = Annotated[
+    int,
+    typer.Option(min=1, max=8000, help="Memory of each draft server: about 9 bytes for a token."),
+]
 LogDir = Annotated[Path, typer.Option(help="Where the logs of child processes go.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port of the router.")]
 AgentPort = Annotated[

@@ -35,6 +35,7 @@ def serve(
     pool: Annotated[bool, typer.Option(help="Share KV between engines through Mooncake.")] = True,
     speculate: options.Speculate = True,
     draft_shards: options.DraftShards = 1,
+    draft_mib: options.DraftMib = 1024,
     log_dir: options.LogDir = options.LOG_DIR,
 ) -> None:
     """Start a router, a Mooncake pool and SGLang servers, and serve until Ctrl-C.
@@ -59,7 +60,8 @@ def serve(
         engine_args=tuple(context.args),
     )
     engine_options = node_args(kv_tokens, max_running, page_tokens)
-    run_until_signal(_serve(router, engines, log_dir, pool, draft_shards, engine_options))
+    shards = (draft_shards, draft_mib << 20)
+    run_until_signal(_serve(router, engines, log_dir, pool, shards, engine_options))
 
 
 async def _serve(
@@ -67,7 +69,7 @@ async def _serve(
     engines: int,
     log_dir: Path,
     pool: bool,
-    draft_shards: int,
+    shards: tuple[int, int],
     engine_options: tuple[str, ...],
 ) -> int:
     from seer_sgl.head import HeadConfig, running_head
@@ -79,7 +81,8 @@ async def _serve(
         engines=engines,
         log_dir=log_dir / str(router.http_port),
         pool=pool,
-        draft_shards=draft_shards,
+        draft_shards=shards[0],
+        draft_budget_bytes=shards[1],
         node_args=engine_options,
     )
     async with running_head(config, say) as head:

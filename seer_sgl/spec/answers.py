@@ -124,6 +124,6 @@ _REASONS = {
     "gap": "tokens before it are missing here, as after a restart; its engine sends them again",
     "bad_token": "a token id is negative or outside the vocabulary",
     "bad_request": "a request's number or token count is negative or too large",
-    "full": "groups in use do not fit its memory: give it more --budget-bytes, or start more servers",
+    "full": "groups in use do not fit its memory: serve with more --draft-mib, or more --draft-shards",
 }
 assert _REASONS.keys() == set(KINDS.values())
