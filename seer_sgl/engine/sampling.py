@@ -1,4 +1,7 @@
-"""Seeded sampling on the CPU platform, as SGLang's own deterministic sampling does it.
+"""The target's token at every row of a verify step, and seeds on the CPU platform.
+
+`sample_rows` gives SGLang's own sampler one line of parameters per row. The rest is seeded sampling on
+the CPU platform, as SGLang's own deterministic sampling does it.
 
 SGLang 0.5.23 honours `sampling_seed` under `--enable-deterministic-inference` only, which does not start
 on a CPU, and hashes with a Triton kernel. The math is the same here: murmur3 over (seed, position,
@@ -7,17 +10,50 @@ plus noise is taken. A token is a function of seed, position and distribution al
 nor batches, nor speculation change a seeded request's answer. A request without a seed stays random.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from seer_sgl.engine.verify import LongArray
+from seer_sgl.engine.verify import LongArray, Rows
 from seer_sgl.spec.compiled import kernel
 
 UNSEEDED = -(2**63)
 """Marks a request without a seed; a request that asks for this very seed gets the next one."""
+
+ROW_FIELDS = ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
+"""Per request in SGLang's sampling info; the sampler wants them per row."""
+
+
+def sample_rows(sampler: Any, info: Any, output: Any, rows: Rows) -> torch.Tensor:
+    """The target's own token at every row, by SGLang's sampler.
+
+    Penalties and biases are added to the logits of `output`, as in plain decoding: logprobs are
+    computed from these afterwards.
+    """
+    logits = output.next_token_logits
+    owners = torch.from_numpy(np.repeat(np.arange(len(rows.widths)), rows.widths)).to(logits.device)
+    if info.acc_additive_penalties is not None:
+        logits.add_(info.acc_additive_penalties[owners])
+    if info.acc_scaling_penalties is not None:
+        scaling = info.acc_scaling_penalties[owners]
+        logits.copy_(torch.where(logits < 0, logits * scaling, logits / scaling))
+    if info.logit_bias is not None:
+        logits.add_(info.logit_bias[owners])
+    if info.is_all_greedy:
+        return logits.argmax(dim=-1).to(torch.int32)
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+    per_row = copy.copy(info)
+    for field in ROW_FIELDS:
+        value = getattr(info, field)
+        setattr(per_row, field, None if value is None else value[owners])
+    # The sampler works in place.
+    rowwise = LogitsProcessorOutput(next_token_logits=logits.clone())
+    positions = torch.from_numpy(rows.positions).to(logits.device)
+    return sampler(rowwise, per_row, False, [], [], positions).to(torch.int32)
 
 
 def note_seeds(info: Any, _cls: type, batch: Any, *_rest: Any, **_named: Any) -> Any:

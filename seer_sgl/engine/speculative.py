@@ -12,8 +12,6 @@ device. That path has not run yet: it is written from SGLang's source, and verif
 step's width is the one that SGLang captured a graph for.
 """
 
-import copy
-import logging
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,10 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from seer_sgl.engine import verify
 from seer_sgl.engine.drafting import Drafting, Engine, settings_from_environment, with_tail
+from seer_sgl.engine.sampling import sample_rows
 from seer_sgl.engine.verify import Nodes, Rows
 
-log = logging.getLogger(__name__)
-
 NAME = "SEER"
-ROW_FIELDS = ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed")
-"""Per request in SGLang's sampling info; the sampler wants them per row."""
 
 
 class SeerAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
@@ -129,6 +124,9 @@ class SeerWorker(BaseSpecWorker):  # type: ignore[misc]
         ranks = parallel.tp_group.cpu_group if parallel.tp_size > 1 else None
         engine = Engine(uniform=not self._on_cpu, vocab_size=int(model.vocab_size))
         self.drafting = Drafting(self._settings, engine, ranks, parallel.tp_rank)
+        self.unsettled: tuple[Any, torch.Tensor] | None = None
+        """Rows and accepted counts of a step that ran on a device."""
+        self.ranks = parallel.tp_group if parallel.tp_size > 1 else None
 
     @property
     def target_worker(self) -> Any:
@@ -164,11 +162,20 @@ class SeerWorker(BaseSpecWorker):  # type: ignore[misc]
         """One step of the scheduler: prefill as it is, decode with drafts."""
         if not batch.forward_mode.is_decode():
             return self._prefill(batch, on_publish, pp_proxy_tensors)
-        step = _Step(self, batch)
+        self._settle()
+        step = (_Step if self._on_cpu else _DeviceStep)(self, batch)
         nodes = self.drafting.step(batch.reqs, step.outputs, step.limits())
-        if self._on_cpu and nodes.starts[-1] == 0:
+        # On a GPU a verify of one row each is what graphs are captured for.
+        if nodes.starts[-1] == 0 and (self._on_cpu or not step.exact):
             return step.decode(on_publish)
         return step.verify(nodes, on_publish)
+
+    def _settle(self) -> None:
+        """Tell what the last step accepted, if a device kept it to itself so far."""
+        if self.unsettled is not None:
+            widths, counts = self.unsettled
+            self.unsettled = None
+            self.drafting.verified(widths, counts.tolist())
 
     def _prefill(self, batch: Any, on_publish: Any, pp_proxy_tensors: Any) -> Any:
         result = self._target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
@@ -230,19 +237,20 @@ class _Step:
         self.outputs = worker.outputs(batch)
         self._lengths = batch.seq_lens_cpu.numpy()
         self._old = batch.seq_lens
-
-    def limits(self) -> list[int]:
-        """Most nodes of each request: none where a draft could not be verified exactly."""
-        batch = self._batch
         info = batch.sampling_info
-        exact = not (
+        self.exact = not (
             batch.has_grammar
             or batch.return_hidden_states
             or info.has_custom_logit_processor
             or info.sampling_mask_batch_indices is not None
             or info.has_watermark_candidates
         )
-        if not exact:
+        """Whether rows can be sampled as plain decode would."""
+
+    def limits(self) -> list[int]:
+        """Most nodes of each request."""
+        batch = self._batch
+        if not self.exact:
             return [0] * len(batch.reqs)
         context = self._worker._context_tokens
         return [
@@ -259,7 +267,7 @@ class _Step:
         """SGLang's plain decode, in which sampling, penalties, grammars and logprobs are its own."""
         batch, worker = self._batch, self._worker
         table = worker._table.req_to_token
-        batch.input_ids = torch.from_numpy(self._roots().astype(np.int64))
+        batch.input_ids = torch.from_numpy(self._roots().astype(np.int64)).to(self._old.device)
         batch.out_cache_loc = table[batch.req_pool_indices, self._old].to(torch.int64)
         batch.spec_info = None
         batch.seq_lens = self._old + 1
@@ -269,7 +277,7 @@ class _Step:
         output = result.logits_output
         if batch.return_logprob:
             output.next_token_logprobs = output.next_token_logprobs.view(-1, 1)
-        counts = torch.ones(len(batch.reqs), dtype=torch.int32)
+        counts = torch.ones(len(batch.reqs), dtype=torch.int32, device=self._old.device)
         worker.drafting.verified(np.ones(len(batch.reqs), np.int32), [1] * len(batch.reqs))
         tokens = result.next_token_ids.view(-1, 1)
         return worker.finish(batch, result, tokens, counts, batch.seq_lens, on_publish)
@@ -290,7 +298,7 @@ class _Step:
         batch.spec_info = VerifyInput(rows)
         result = worker._target_worker.forward_batch_generation(batch, is_verify=True)
         output = result.logits_output
-        sampled = self._sample(output, rows)
+        sampled = sample_rows(worker._runner.sampler, batch.sampling_info, output, rows)
         accepted = verify.accept(rows, sampled.numpy())
         sources, targets = verify.moves(rows.starts, accepted.rows, accepted.counts)
         if len(sources):
@@ -307,28 +315,71 @@ class _Step:
         tokens = sampled[path.clamp(min=0)]
         return worker.finish(batch, result, tokens, counts, self._old + counts, on_publish)
 
-    def _sample(self, output: Any, rows: Rows) -> torch.Tensor:
-        """The target's own token at every row, by SGLang's sampler."""
-        info = self._batch.sampling_info
-        logits = output.next_token_logits
-        owners = torch.from_numpy(np.repeat(np.arange(len(rows.widths)), rows.widths))
-        if info.acc_additive_penalties is not None:
-            logits.add_(info.acc_additive_penalties[owners])
-        if info.acc_scaling_penalties is not None:
-            scaling = info.acc_scaling_penalties[owners]
-            logits.copy_(torch.where(logits < 0, logits * scaling, logits / scaling))
-        if info.logit_bias is not None:
-            logits.add_(info.logit_bias[owners])
-        if info.is_all_greedy:
-            return logits.argmax(dim=-1).to(torch.int32)
-        from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
-        per_row = copy.copy(info)
-        for field in ROW_FIELDS:
-            value = getattr(info, field)
-            setattr(per_row, field, None if value is None else value[owners])
-        # The sampler works in place, and logprobs are computed from the logits afterwards.
-        rowwise = LogitsProcessorOutput(next_token_logits=logits.clone())
-        positions = torch.from_numpy(rows.positions)
-        tokens = self._worker._runner.sampler(rowwise, per_row, False, [], [], positions)
-        return tokens.to(torch.int32)
+class _DeviceStep(_Step):
+    """The same on a GPU: one width for all requests, and acceptance without a word to the host."""
+
+    def verify(self, nodes: Nodes, on_publish: Any) -> Any:
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+        batch, worker = self._batch, self._worker
+        widest = int(np.diff(nodes.starts).max()) + 1
+        width = next(width for width in worker._settings.widths if width >= widest)
+        rows = verify.lay_out(nodes, self._roots(), self._lengths, width)
+        deepest = int((rows.positions.reshape(-1, width) - self._lengths[:, None]).max()) + 1
+        tokens, parents = self._to_device(rows.tokens), self._to_device(rows.parents)
+        batch.forward_mode = ForwardMode.TARGET_VERIFY
+        batch.input_ids = tokens
+        batch.out_cache_loc = slots = self._slots(width)
+        batch.spec_info = self._input(rows, tokens, width)
+        result = worker._target_worker.forward_batch_generation(batch, is_verify=True)
+        output = result.logits_output
+        sampled = sample_rows(worker._runner.sampler, batch.sampling_info, output, rows)
+        if worker.ranks is not None:
+            # Kernels may differ in the last bit between ranks, and one other token parts them.
+            worker.ranks.broadcast(sampled, src=0)
+        accepted = verify.accept_on_device(tokens, parents, sampled, width, deepest)
+        path = accepted.rows.clamp(min=0)
+        targets = slots.view(-1, width)[:, : path.shape[1]]
+        sources = torch.where(accepted.rows == verify.PAD, targets, slots[path])
+        worker._allocator.get_kvcache().move_kv_cache(targets.flatten(), sources.flatten())
+        if batch.return_logprob:
+            from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+
+            compute_spec_logprobs(batch, output, sampled, accept_index=accepted.rows)
+        worker.unsettled = rows.widths, accepted.counts
+        batch.forward_mode = ForwardMode.DECODE
+        lengths = self._old + accepted.counts
+        return worker.finish(batch, result, sampled[path], accepted.counts, lengths, on_publish)
+
+    def _to_device(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._old.device, non_blocking=True)
+
+    def _slots(self, width: int) -> torch.Tensor:
+        """Those that the scheduler reserved behind each request's tokens."""
+        places = self._old[:, None] + torch.arange(width, device=self._old.device)
+        table = self._worker._table.req_to_token
+        return table[self._batch.req_pool_indices[:, None], places].flatten().to(torch.int64)
+
+    def _input(self, rows: Rows, tokens: torch.Tensor, width: int) -> Any:
+        """What SGLang's attention backends and graph runner take for n-gram drafts."""
+        from sglang.srt.speculative.ngram_info import NgramVerifyInput
+
+        tree = np.empty((rows.starts[-1], width), np.bool_)
+        verify.ancestor_mask(rows.starts, rows.parents, tree)
+        own = tree.reshape(-1, width, width)
+        masks = [
+            np.concatenate([np.ones((width, length), np.bool_), part], axis=1).ravel()
+            for length, part in zip(self._lengths.tolist(), own, strict=True)
+        ]
+        children, siblings = verify.sibling_links(rows.starts, rows.parents)
+        shape = (-1, width)
+        return NgramVerifyInput(
+            draft_token=tokens,
+            custom_mask=self._to_device(np.concatenate(masks)),
+            positions=self._to_device(rows.positions),
+            retrieve_index=self._to_device(np.arange(rows.starts[-1]).reshape(shape)),
+            retrieve_next_token=self._to_device(children.reshape(shape)),
+            retrieve_next_sibling=self._to_device(siblings.reshape(shape)),
+            draft_token_num=width,
+        )

@@ -1,8 +1,8 @@
 """The padded twin: the small model's outputs at the cost of a larger one.
 
 A step of the small model is mostly Python, so nothing that saves arithmetic or memory traffic shows on
-it. The twin's MLPs are wider: the added columns of `down_proj` are zero, so what the added neurons
-compute, and what is read for it, changes nothing.
+it. The twin has wider MLPs, in which the added columns of `down_proj` are zero, and may have more
+layers, in which both output projections are: what is added is read and computed, and changes nothing.
 
 Run `python -m seer_sgl.smallmodel.twin OUT_DIR`.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seer_sgl.smallmodel import WEIGHTS
-from seer_sgl.smallmodel.checkpoint import load, save
+from seer_sgl.smallmodel.checkpoint import load, save, with_padding_layers
 from seer_sgl.smallmodel.decoder import Decoder
 
 INTERMEDIATE_SIZE = 16_384
@@ -45,8 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m seer_sgl.smallmodel.twin", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="OUT_DIR")
     parser.add_argument("--intermediate-size", type=int, default=INTERMEDIATE_SIZE)
+    parser.add_argument("--padding-layers", type=int, default=0)
     options = parser.parse_args()
-    save(widened(load(WEIGHTS), options.intermediate_size), options.directory)
+    model = with_padding_layers(load(WEIGHTS), options.padding_layers)
+    save(widened(model, options.intermediate_size), options.directory)
 
 
 if __name__ == "__main__":

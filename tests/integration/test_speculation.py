@@ -31,7 +31,7 @@ DRAFT = DraftSettings(mode="fixed", widths=(1, 2, 4, 8, 16), max_nodes=11)
 HICACHE = (
     *("--enable-hierarchical-cache", "--hicache-io-backend", "direct"),
     *("--hicache-mem-layout", "page_first_direct", "--hicache-write-policy", "write_through"),
-    *("--chunked-prefill-size", "64"),
+    *("--chunked-prefill-size", "256"),
 )
 
 
