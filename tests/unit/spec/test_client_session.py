@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from seer_sgl.spec.answers import DraftServer
 from seer_sgl.spec.exchange import exchange
-from seer_sgl.spec.groups import wire_name
-from seer_sgl.spec.heads import AnswerHead
+from seer_sgl.spec.groups import WANTED, wire_name
+from seer_sgl.spec.heads import AnswerHead, head_of
 from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import Answer
+from seer_sgl.spec.messages import Answer, Call, answer_of, frames_of
 from seer_sgl.spec.session import CALL_TOKENS, LEAVE_S, LOST_PAUSE_S, Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES
 from tests.unit.spec.engines import Clock, Engine, server, truth
@@ -294,3 +295,44 @@ def test_any_text_names_a_group(name: str) -> None:
         b.talk(drafts, clock)
     assert b.has == {(name, 1): 2}
     assert len(wire_name(name).encode()) <= 1024
+
+
+def test_an_answer_is_not_taken_for_another_group_or_request_of_the_same_number() -> None:
+    clock, a, b = Clock(), Engine(), Engine()
+    drafts = server(clock)
+    b.session.register("h")
+    b.talk(drafts, clock, 2)
+    first = a.session.register("g")
+    call = a.session.call(0, 0.0)
+    assert call is not None
+    a.session.release("g", 0.0)
+    assert a.session.register("h") == first
+    a.generate("h", 1, 0, 3)
+    late(a.session, drafts, call)
+    a.check()
+    a.talk(drafts, clock, 2)
+    b.talk(drafts, clock)
+    assert b.has == {("h", 1): 3}, "g's place on the server is not h's"
+    a.generate("h", 1, 3, 5)
+    call = a.session.call(0, 0.0)
+    assert call is not None
+    a.session.groups.states[first] = WANTED
+    a.session.release("h", 0.0)
+    a.has.clear()
+    assert a.session.register("h") == first
+    a.generate("h", 2, 0, 9)
+    late(a.session, drafts, call)
+    a.check()
+    a.talk(drafts, clock, 2)
+    b.talk(drafts, clock)
+    assert b.has == {("h", 1): 5, ("h", 2): 9}, "that request 1 got through says nothing of request 2"
+
+
+def late(session: Session, drafts: DraftServer, call: Call) -> None:
+    """The answer to a call, much having happened meanwhile."""
+    frames = drafts.answer([bytes(frame) for frame in frames_of(call)])
+    assert frames is not None
+    plain = [bytes(frame) for frame in frames]
+    head = head_of(plain)
+    assert isinstance(head, AnswerHead)
+    session.answered(0, answer_of(head, plain), 0.0)
