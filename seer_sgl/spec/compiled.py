@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,23 +14,11 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LEAST_FREE_BYTES = 64 << 20
+"""All kernels take some 4 MB on disk; numba raises in the middle of a call where that is not free."""
+
 cache_failures: list[str] = []
-"""Why the kernels of this process are compiled in memory alone; empty where the disk cache works."""
-
-
-def _forget_stale(package: Path) -> None:
-    """Remove compiled kernels older than any source here.
-
-    Numba compares a kernel with its own file alone, and kernels here call those of other files.
-    """
-    newest_s = max(source.stat().st_mtime for source in package.glob("*.py"))
-    for index in package.glob("__pycache__/*.nbi"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
-            if index.stat().st_mtime < newest_s:
-                index.unlink()
-
-
-_forget_stale(Path(__file__).parent)
+"""Why kernels of this process are compiled in memory alone; empty where the disk cache works."""
 
 
 def kernel(function: F) -> F:
@@ -37,12 +27,15 @@ def kernel(function: F) -> F:
     A cache folder that cannot be written costs seconds at each start, no more: it is logged once.
     """
     try:
-        return _jit(function, cache=True)
-    except RuntimeError as error:  # numba found no folder that it may write to
+        compiled = numba.njit(cache=True, nogil=True)(function)
+        _prepare(Path(compiled.stats.cache_path))
+    except (RuntimeError, OSError) as error:  # no folder that may be written to, or a full one
         if not cache_failures:
             log.warning("kernels are compiled anew in every process: %s; set NUMBA_CACHE_DIR", error)
         cache_failures.append(str(error))
-        return _jit(function, cache=False)
+        compiled = numba.njit(nogil=True)(function)
+    kept: F = compiled
+    return kept
 
 
 def inlined(function: F) -> F:
@@ -51,6 +44,21 @@ def inlined(function: F) -> F:
     return compiled
 
 
-def _jit(function: F, cache: bool) -> F:
-    compiled: F = numba.njit(cache=cache, nogil=True)(function)
-    return compiled
+@cache
+def _prepare(folder: Path) -> None:
+    """Look at a cache folder before the first kernel goes there.
+
+    Kernels older than any source are removed: numba compares a kernel with its own file alone, and
+    kernels here call those of other files.
+
+    Raises:
+        OSError: it is full.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < LEAST_FREE_BYTES:
+        raise OSError(f"{folder} has {free_bytes >> 20} MiB free, less than {LEAST_FREE_BYTES >> 20}")
+    newest_s = max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
+    for index in folder.glob("*.nbi"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+            if index.stat().st_mtime < newest_s:
+                index.unlink()

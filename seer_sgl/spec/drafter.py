@@ -14,6 +14,7 @@ from seer_sgl.spec.acceptance import Acceptance, taken_nodes
 from seer_sgl.spec.automaton import IntArray
 from seer_sgl.spec.budget import Budget, Load, Rules
 from seer_sgl.spec.client import ClientSettings, DraftClient
+from seer_sgl.spec.compiled import cache_failures
 from seer_sgl.spec.cost import Step, StepCost, profiled_steps
 from seer_sgl.spec.forest import LEAST_BUDGET_BYTES, Drafts, Forest
 from seer_sgl.spec.paths import PROMPT_TOKENS, Live, Siblings, as_tokens, read_tag
@@ -139,6 +140,7 @@ class Drafter:
             "sibling_gaps": self._siblings.gaps,
             "bad_tokens": self._siblings.bad_tokens,
             "explored_steps": self._budget.explored,
+            "kernels_not_cached": len(cache_failures),
             **{f"shared_{name}": value for name, value in shared.items()},
         }
 
