@@ -25,6 +25,10 @@ print(len(compiled.cache_failures))
 """
 
 
+def twice(number: int) -> int:
+    return 2 * number
+
+
 @pytest.mark.parametrize(("disk", "fails"), [("roomy", False), ("full", True)])
 def test_a_full_disk_costs_time_and_nothing_else(tmp_path: Path, disk: str, fails: bool) -> None:
     ran = subprocess.run(
@@ -47,7 +51,7 @@ def test_no_folder_to_write_to(
 
     monkeypatch.setattr(compiled, "_prepare", refuse)
     monkeypatch.setattr(compiled, "cache_failures", [])
-    doubled = [compiled.kernel(lambda x: 2 * x) for _ in range(2)]
+    doubled = [compiled.kernel(twice) for _ in range(2)]
     assert [double(21) for double in doubled] == [42, 42]
     assert len(compiled.cache_failures) == 2
     assert caplog.text.count("set NUMBA_CACHE_DIR") == 1
