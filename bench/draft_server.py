@@ -40,7 +40,7 @@ GROUP_SIZE = 16
 STEP_S = 0.02
 """One token of every request."""
 LIFE_S = 20.0
-LINGER_S = 1.0
+LINGER_S = 3.0
 """How long engines still read a group that is over: the last tokens are on their way."""
 PROCESSES = 2
 BUDGET_BYTES = 384 << 20
