@@ -101,8 +101,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--conservativeness",
         type=float,
-        default=0.3,
-        help="SGLang's --schedule-conservativeness: below 1 it admits more than surely fits",
+        default=0.05,
+        help="SGLang's --schedule-conservativeness; near 0 it admits what fits now, as vLLM does",
     )
     parser.add_argument("--alone", action="store_true", help="as bench.alone, too")
     parser.add_argument("--pad-layers", type=int, default=0, help="layers that compute and add nothing")
