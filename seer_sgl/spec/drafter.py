@@ -16,6 +16,7 @@ from seer_sgl.spec.budget import Budget, Load, Rules
 from seer_sgl.spec.client import ClientSettings, DraftClient
 from seer_sgl.spec.compiled import cache_failures
 from seer_sgl.spec.cost import Step, StepCost, profiled_steps
+from seer_sgl.spec.filler import filler, forced_nodes
 from seer_sgl.spec.forest import LEAST_BUDGET_BYTES, Drafts, Forest
 from seer_sgl.spec.paths import PROMPT_TOKENS, Live, Siblings, as_tokens, read_tag
 from seer_sgl.spec.settings import DraftSettings
@@ -68,7 +69,8 @@ class Drafter:
         self._groups: dict[str, int] = {}
         self._last: tuple[list[str], Drafts] | None = None
         self._load = Load(0, 0, 0.0)
-        self._drafted = 0
+        self._uniform = uniform
+        self._rows = 0
         _warm_up()
 
     # -- a step
@@ -85,17 +87,20 @@ class Drafter:
         kv_tokens = float(sum(len(request.prompt) + len(request.output) for request in batch))
         self._load = Load(len(batch), int(probes.sum()), kv_tokens)
         limits = np.array([request.max_nodes for request in batch], np.int32)
-        drafts = self._draft(np.array([live.path for live in lives], np.int32), limits, probes)
-        self._last = [request.rid for request in batch], drafts
-        self._drafted = len(drafts.tokens)
+        if any(live.forced >= 0 for live in lives):
+            drafts = filler(np.minimum(limits, [max(0, live.forced) for live in lives]))
+            self._last = None  # what became of fillers says nothing of drafts
+        else:
+            drafts = self._draft(np.array([live.path for live in lives], np.int32), limits, probes)
+            self._last = [request.rid for request in batch], drafts
+        self._rows = self._rows_of(drafts)
         return drafts
 
     def verified(self, accepted: Sequence[int], step_s: float) -> None:
         """How long the last step took. What became of its drafts shows in the next step's tokens."""
         del accepted
         if self._load.requests:
-            rows = self._load.requests + self._drafted
-            self._budget.observe(Step(self._load.requests, rows, self._load.kv_tokens), step_s)
+            self._budget.observe(Step(self._load.requests, self._rows, self._load.kv_tokens), step_s)
 
     def finished(self, rid: str) -> None:
         """The request has ended here, or was moved elsewhere. What it said stays for its siblings."""
@@ -172,7 +177,7 @@ class Drafter:
             self._client.resume(tag.group, tag.request, said)
             number = self._client.open(tag.group, tag.request)
         self._groups[tag.group] = self._groups.get(tag.group, 0) + 1
-        live = self._live[request.rid] = Live(tag, path, number)
+        live = self._live[request.rid] = Live(tag, path, number, forced_nodes(request.tag))
         return live
 
     def _take_in(self, batch: Sequence[StepRequest], lives: list[Live]) -> tuple[IntArray, IntArray]:
@@ -208,6 +213,14 @@ class Drafter:
         taken = taken_nodes(kept.starts, kept.tokens, kept.parents, starts, tokens)
         self._acceptance.observe(kept.starts, kept.parents, kept.confidences, taken)
 
+    def _rows_of(self, drafts: Drafts) -> int:
+        """Rows that the engine computes, roots and filling included."""
+        requests, drafted = len(drafts.starts) - 1, len(drafts.tokens)
+        if not self._uniform or not drafted:
+            return requests + drafted
+        widest = int(np.diff(drafts.starts).max()) + 1
+        return requests * next(width for width in self._settings.widths if width >= widest)
+
     def _draft(self, paths: IntArray, limits: IntArray, probes: Any) -> Drafts:
         settings = self._settings
         if settings.mode == "off" or not len(paths):
@@ -224,7 +237,9 @@ class Drafter:
             drafts = self._forest.draft(paths, nodes, settings.max_depth)
         else:
             drafts = self._forest.draft_chains(paths, nodes)
-        chosen = self._budget.choose(self._load, drafts.starts, drafts.confidences, probes)
+        chosen = self._budget.choose(
+            self._load, drafts.starts, drafts.confidences, probes, drafts.depths
+        )
         return _cut(drafts, chosen)
 
 

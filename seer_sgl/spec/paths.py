@@ -29,11 +29,13 @@ class Tag(NamedTuple):
 class Live:
     """A request that runs here."""
 
-    def __init__(self, tag: Tag, path: int, number: int) -> None:
+    def __init__(self, tag: Tag, path: int, number: int, forced: int = -1) -> None:
         self.tag = tag
         self.path = path
         self.number = number
         """Its number for the draft client; -1 where there is none."""
+        self.forced = forced
+        """Draft tokens of each step that the request asks for; -1: the budget decides."""
         self.taken = 0
         """Tokens of this chunk's output that the tree has."""
 

@@ -189,3 +189,17 @@ def test_a_gap_and_tokens_outside_the_vocabulary_are_left_out(
     assert drafter.counters()["tokens"] == 0
     assert caplog.text.count("holds 0 tokens") == 1
     assert caplog.text.count("outside the vocabulary of 100") == 1
+
+
+def test_a_request_that_measures_sets_the_width_of_its_steps(drafter: Drafter) -> None:
+    forced = [asked(rid, {"force": nodes}, [1, 2]) for rid, nodes in (("a", 3), ("b", 0), ("c", 99))]
+    assert [len(tokens) for tokens in drafted(drafter, *forced)] == [3, 0, 8]
+
+
+def test_steps_of_one_width_are_learnt_as_they_ran() -> None:
+    settings = DraftSettings(mode="fixed", max_nodes=4, widths=(1, 2, 4, 8))
+    uniform, ragged = Drafter(settings, uniform=True), Drafter(settings)
+    for drafter, rows in ((uniform, 16), (ragged, 6)):
+        drafted(drafter, asked("a", tag(0), TEXT))
+        drafter.step([asked("b", tag(1), TEXT[:2]), asked("c", tag(2, "h"), [40])])
+        assert drafter._rows == rows
