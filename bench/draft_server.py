@@ -43,7 +43,7 @@ LIFE_S = 20.0
 LINGER_S = 3.0
 """How long engines still read a group that is over: the last tokens are on their way."""
 PROCESSES = 2
-BUDGET_BYTES = 384 << 20
+BUDGET_BYTES = 256 << 20
 LAG_MS = 4000
 WINDOW_S = 0.1
 PROMISED_MS = 200
@@ -100,12 +100,7 @@ class Engine:
 
     def step(self) -> None:
         """Every request generates a token; groups that are over make room."""
-        for index in np.flatnonzero(self._ends_s <= self.due_s).tolist():
-            self._leaving.append((self.due_s + LINGER_S, self._name(index)))
-            self._lives[index] += 1
-            self._ends_s[index] += LIFE_S
-            self._counts[index] = 0
-            self._numbers[index] = self._open(index)
+        self.turn_over(self.due_s)
         while self._leaving and self._leaving[0][0] <= self.due_s:
             self.client.release(self._leaving.pop(0)[1])
         stamp = int((self.due_s - self._began_s) * 1000)
@@ -114,6 +109,15 @@ class Engine:
         self._counts += 1
         self._seen.generated += REQUESTS
         self.due_s += STEP_S
+
+    def turn_over(self, now_s: float) -> None:
+        """Begin with the groups that follow those that are over."""
+        for index in np.flatnonzero(self._ends_s <= now_s).tolist():
+            self._leaving.append((self.due_s + LINGER_S, self._name(index)))
+            self._lives[index] += 1
+            self._ends_s[index] += LIFE_S
+            self._counts[index] = 0
+            self._numbers[index] = self._open(index)
 
     def receive(self, records: Records) -> None:
         """Note how old each token is."""
@@ -146,6 +150,8 @@ def simulate(numbers: list[int], address: str, seconds: float, parent: Connectio
         while time.monotonic() < end_s:
             _turn(engines, lines, poller, end_s)
         seen.cpu_s = time.process_time() - cpu_s
+        for engine in engines:
+            engine.turn_over(end_s)  # as a sibling may have done, which had one more step
         drained_s = time.monotonic() + LINGER_S
         while time.monotonic() < drained_s:
             _turn(engines, lines, poller, 0.0)
