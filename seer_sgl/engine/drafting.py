@@ -31,7 +31,7 @@ class Drafter(Protocol):
 
     def step(self, batch: Sequence[Any]) -> Any: ...
     def verified(self, accepted: Sequence[int], step_s: float) -> None: ...
-    def finished(self, rid: str) -> None: ...
+    def finished(self, rid: str, output: Sequence[int]) -> None: ...
     def reset(self) -> None: ...
     def counters(self) -> dict[str, float]: ...
 
@@ -67,7 +67,7 @@ class Drafting:
         self._drafter = _make_drafter(settings, engine) if rank == 0 else None
         self._drafts_here = rank == 0
         self._known: dict[str, Known] = {}
-        self._previous: set[str] = set()
+        self._previous: dict[str, Any] = {}
         self._ended_s = 0.0
         self._pause_s = 0.0
         self._began_s = 0.0
@@ -87,7 +87,7 @@ class Drafting:
         self._began_s = time.perf_counter()
         pause_s = self._began_s - self._ended_s
         self._pause_s = pause_s if pause_s < IDLE_S else 0.0
-        self._forget_left({request.rid for request in requests})
+        self._forget_left({request.rid: request for request in requests})
         nodes = self._draft(requests, outputs, limits) if self._drafts_here else None
         return nodes if self._ranks is None and nodes is not None else self._share(nodes, len(requests))
 
@@ -107,7 +107,7 @@ class Drafting:
     def left(self, rid: str) -> None:
         """A request has ended, or was taken from the engine."""
         if self._known.pop(rid, None) is not None:
-            self._guard("finished", rid)
+            self._guard("finished", rid, self._previous[rid].output_ids)
 
     def reset(self) -> None:
         """The weights changed, or the cache was flushed."""
@@ -126,9 +126,9 @@ class Drafting:
             "accept_length": self._counts["accepted"] / requests,
         }
 
-    def _forget_left(self, present: set[str]) -> None:
+    def _forget_left(self, present: dict[str, Any]) -> None:
         # SGLang tells of most ends, but not of aborts and retractions.
-        for rid in self._previous - present:
+        for rid in self._previous.keys() - present.keys():
             self.left(rid)
         self._previous = present
 

@@ -102,11 +102,18 @@ class Drafter:
         if self._load.requests:
             self._budget.observe(Step(self._load.requests, self._rows, self._load.kv_tokens), step_s)
 
-    def finished(self, rid: str) -> None:
-        """The request has ended here, or was moved elsewhere. What it said stays for its siblings."""
-        live = self._live.pop(rid, None)
+    def finished(self, rid: str, output: Sequence[int] = ()) -> None:
+        """The request has ended here, or was moved elsewhere. What it said stays for its siblings.
+
+        Args:
+            output: all that it generated in this chunk: no step shows the last one's tokens.
+        """
+        live = self._live.get(rid)
         if live is None:
             return
+        if len(output) > live.taken and self._forest.alive(live.path):
+            self._take_in([StepRequest(rid, None, (), output, 0)], [live])
+        del self._live[rid]
         group = live.tag.group
         self._forest.close(live.path)
         if self._client is not None:

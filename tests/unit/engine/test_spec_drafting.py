@@ -35,7 +35,8 @@ class Recorder:
     def verified(self, accepted: Sequence[int], step_s: float) -> None:
         self.told.append((list(accepted), step_s >= 0))
 
-    def finished(self, rid: str) -> None:
+    def finished(self, rid: str, output: Sequence[int]) -> None:
+        assert list(output) == [5]
         self.told.append(rid)
 
     def reset(self) -> None:
@@ -65,7 +66,10 @@ def request(rid: str, custom: Any = None, **params: Any) -> Any:
         "custom_params": custom,
     }
     return SimpleNamespace(
-        rid=rid, origin_input_ids_unpadded=[1], sampling_params=SimpleNamespace(**{**plain, **params})
+        rid=rid,
+        origin_input_ids_unpadded=[1],
+        output_ids=[5],
+        sampling_params=SimpleNamespace(**{**plain, **params}),
     )
 
 

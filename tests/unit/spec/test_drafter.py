@@ -45,6 +45,13 @@ def test_a_sibling_that_ended_is_drafted_from(drafter: Drafter) -> None:
     assert drafted(drafter, asked("b", tag(1), TEXT[:3])) == [TEXT[3:7]]
 
 
+def test_the_last_step_of_a_sibling_is_drafted_from_too(drafter: Drafter) -> None:
+    drafted(drafter, asked("a", tag(0), TEXT[:8]))
+    drafter.finished("a", TEXT)
+    assert drafted(drafter, asked("b", tag(1), TEXT[:7])) == [TEXT[7:10]]
+    drafter.finished("b", [])
+
+
 def test_requests_of_one_step_see_each_other_and_no_other_group(drafter: Drafter) -> None:
     batch = [asked("a", tag(0), TEXT), asked("b", tag(1), TEXT[:2]), asked("c", tag(0, "h"), TEXT[:2])]
     assert drafted(drafter, *batch)[1:] == [TEXT[2:6], []]
