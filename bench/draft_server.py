@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from bench.report import Report, Row, finish
 from seer_sgl.engine.process import free_port
 from seer_sgl.spec.client import DraftClient, Line
-from seer_sgl.spec.exchange import warm_up
-from seer_sgl.spec.heads import AskStatistics, Statistics, encode, head_of
-from seer_sgl.spec.reading import Records
+from seer_sgl.spec.sharing.exchange import warm_up
+from seer_sgl.spec.sharing.heads import AskStatistics, Statistics, encode, head_of
+from seer_sgl.spec.sharing.reading import Records
 
 ENGINES = 64
 REQUESTS = 256

@@ -33,6 +33,7 @@ def demo(
     from seer_sgl.head import HeadConfig
     from seer_sgl.rollout.client import Prompt
     from seer_sgl.smallmodel.problems import prompts, reward
+    from seer_sgl.spec.settings import DraftSettings
 
     from .run import run_until_signal
     from .work import RolloutJob
@@ -42,6 +43,7 @@ def demo(
         agent_port=agent_port,
         chunk_tokens=CHUNK_TOKENS,
         model=options.small_model(),
+        draft=DraftSettings(),
     )
     config = HeadConfig(router=router, engines=engines, log_dir=log_dir / str(port))
     job = RolloutJob(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import zmq
 import zmq.asyncio
 
-from seer_sgl.spec.heads import AskStatistics, MessageError, Statistics, encode, head_of
+from seer_sgl.spec.sharing.heads import AskStatistics, MessageError, Statistics, encode, head_of
 
 ASK_S = 2.0
 """How often they are asked; an answer that took longer is none."""

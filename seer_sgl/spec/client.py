@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 import zmq
 
-from seer_sgl.spec.blocks import IntArray
-from seer_sgl.spec.exchange import warm_up
-from seer_sgl.spec.heads import AnswerHead, Frames, MessageError, Rejected, head_of
-from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import MAX_FRAME_BYTES, answer_of, frames_of
-from seer_sgl.spec.reading import Records
-from seer_sgl.spec.session import Session
+from seer_sgl.spec.sharing.blocks import IntArray
+from seer_sgl.spec.sharing.exchange import warm_up
+from seer_sgl.spec.sharing.heads import AnswerHead, Frames, MessageError, Rejected, head_of
+from seer_sgl.spec.sharing.logs import Batch
+from seer_sgl.spec.sharing.messages import MAX_FRAME_BYTES, answer_of, frames_of
+from seer_sgl.spec.sharing.reading import Records
+from seer_sgl.spec.sharing.session import Session
 
 log = logging.getLogger(__name__)
 

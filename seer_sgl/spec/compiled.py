@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PACKAGE = Path(__file__).parents[1]
 LEAST_FREE_BYTES = 64 << 20
 """All kernels take some 4 MB on disk; numba raises in the middle of a call where that is not free."""
 
@@ -48,8 +49,8 @@ def inlined(function: F) -> F:
 def _prepare(folder: Path) -> None:
     """Look at a cache folder before the first kernel goes there.
 
-    Kernels older than any source are removed: numba compares a kernel with its own file alone, and
-    kernels here call those of other files.
+    Kernels older than any source of the package are removed: numba compares a kernel with its own file
+    alone, and kernels here call those of other files.
 
     Raises:
         OSError: it is full.
@@ -57,7 +58,7 @@ def _prepare(folder: Path) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < LEAST_FREE_BYTES:
         raise OSError(f"{folder} has {free_bytes >> 20} MiB free, less than {LEAST_FREE_BYTES >> 20}")
-    newest_s = max(source.stat().st_mtime for source in Path(__file__).parent.glob("*.py"))
+    newest_s = max(source.stat().st_mtime for source in PACKAGE.rglob("*.py"))
     for index in folder.glob("*.nbi"):
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
             if index.stat().st_mtime < newest_s:

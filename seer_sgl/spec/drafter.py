@@ -4,6 +4,8 @@ One thread, the engine's scheduler, calls it. Nothing here waits for another pro
 """
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,10 @@ from seer_sgl.spec.paths import PROMPT_TOKENS, Live, Siblings, as_tokens, read_t
 from seer_sgl.spec.settings import DraftSettings
 
 log = logging.getLogger(__name__)
+
+
+KEPT_S = 30.0
+"""How long a group is read on that has no request here: its next chunk may well come."""
 
 
 class StepRequest(NamedTuple):
@@ -67,6 +73,9 @@ class Drafter:
             self._client.start()
         self._live: dict[str, Live] = {}
         self._groups: dict[str, int] = {}
+        """Requests of each group that run here."""
+        self._left_s: dict[str, float] = {}
+        """When the last one of a group left; the group that is away for longest comes first."""
         self._last: tuple[list[str], Drafts] | None = None
         self._load = Load(0, 0, 0.0)
         self._uniform = uniform
@@ -80,6 +89,7 @@ class Drafter:
 
         Request i of the answer is `batch[i]`. Where no node comes back at all, plain decoding is best.
         """
+        self._release_groups(time.monotonic() - KEPT_S)
         lives = [self._of(request) for request in batch]
         given_starts, given = self._take_in(batch, lives)
         self._learn(batch, given_starts, given)
@@ -121,8 +131,7 @@ class Drafter:
         self._groups[group] -= 1
         if not self._groups[group]:
             del self._groups[group]
-            if self._client is not None:
-                self._client.release(group)
+            self._left_s[group] = time.monotonic()
 
     def present(self) -> list[str]:
         """Requests that were not reported as finished."""
@@ -132,6 +141,7 @@ class Drafter:
         """Forget all texts: other weights say other things."""
         for rid in self.present():
             self.finished(rid)
+        self._release_groups(math.inf)
         self._forest.clear()
         self._last = None
 
@@ -158,6 +168,14 @@ class Drafter:
 
     # -- parts of a step
 
+    def _release_groups(self, before_s: float) -> None:
+        """Read no more of groups whose last request left before then, and forget what was sent."""
+        while self._left_s and next(iter(self._left_s.values())) < before_s:
+            group = next(iter(self._left_s))
+            del self._left_s[group]
+            if self._client is not None:
+                self._client.release(group)
+
     def _of(self, request: StepRequest) -> Live:
         live = self._live.get(request.rid)
         if live is not None and self._forest.alive(live.path):
@@ -179,11 +197,12 @@ class Drafter:
             self._forest.append(path, 0, as_tokens(said))
         number = -1
         if self._client is not None:
-            if tag.group not in self._groups:
+            if tag.group not in self._groups and tag.group not in self._left_s:
                 self._client.register(tag.group)
             self._client.resume(tag.group, tag.request, said)
             number = self._client.open(tag.group, tag.request)
         self._groups[tag.group] = self._groups.get(tag.group, 0) + 1
+        self._left_s.pop(tag.group, None)
         live = self._live[request.rid] = Live(tag, path, number, forced_nodes(request.tag))
         return live
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from seer_sgl.spec.automaton import IntArray
 from seer_sgl.spec.forest import Forest, GapError
-from seer_sgl.spec.reading import Records
+from seer_sgl.spec.sharing.reading import Records
 
 log = logging.getLogger(__name__)
 

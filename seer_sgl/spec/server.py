@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import zmq
 
-from seer_sgl.spec.answers import DraftServer
-from seer_sgl.spec.exchange import warm_up
-from seer_sgl.spec.heads import Frames
-from seer_sgl.spec.messages import MAX_FRAME_BYTES
+from seer_sgl.spec.sharing.answers import DraftServer
+from seer_sgl.spec.sharing.exchange import warm_up
+from seer_sgl.spec.sharing.heads import Frames
+from seer_sgl.spec.sharing.messages import MAX_FRAME_BYTES
 from seer_sgl.spec.store import DraftStore
 
 log = logging.getLogger(__name__)

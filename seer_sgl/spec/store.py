@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from seer_sgl.spec.blocks import (
+from seer_sgl.spec.sharing.blocks import (
     BLOCK_BYTES,
     BLOCK_WORDS,
     LIMIT,
@@ -20,8 +20,8 @@ from seer_sgl.spec.blocks import (
     new_chains,
     with_more_chains,
 )
-from seer_sgl.spec.ledger import drop_group, new_ledger, with_room
-from seer_sgl.spec.records import (
+from seer_sgl.spec.sharing.ledger import drop_group, new_ledger, with_room
+from seer_sgl.spec.sharing.records import (
     ACCEPTED,
     DUPLICATES,
     FULL,

@@ -7,9 +7,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seer_sgl.spec.heads import AnswerHead, Rejected, Statistics, encode, head_of
-from seer_sgl.spec.messages import answer_of
-from seer_sgl.spec.session import LOST_PAUSE_S
+from seer_sgl.spec.sharing.heads import AnswerHead, Rejected, Statistics, encode, head_of
+from seer_sgl.spec.sharing.messages import answer_of
+from seer_sgl.spec.sharing.session import LOST_PAUSE_S
 from seer_sgl.spec.store import MIN_BUDGET_BYTES
 from tests.unit.spec.engines import Clock, Engine, server
 

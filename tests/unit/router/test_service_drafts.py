@@ -12,8 +12,8 @@ from seer_sgl.engine.process import free_port
 from seer_sgl.router import drafts
 from seer_sgl.router import messages as m
 from seer_sgl.router.core.policy import POLICIES
-from seer_sgl.spec.heads import AskStatistics, Statistics, encode, head_of
 from seer_sgl.spec.settings import DraftSettings
+from seer_sgl.spec.sharing.heads import AskStatistics, Statistics, encode, head_of
 from seer_sgl.testing.engine import FakeServer
 from tests.unit.router.conftest import cluster, prompts, run, server, until
 from tests.unit.router.test_service_wire import heard, raw_peer

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from seer_sgl.spec.answers import DraftServer
-from seer_sgl.spec.exchange import exchange
-from seer_sgl.spec.reading import Records
-from seer_sgl.spec.session import Session
+from seer_sgl.spec.sharing.answers import DraftServer
+from seer_sgl.spec.sharing.exchange import exchange
+from seer_sgl.spec.sharing.reading import Records
+from seer_sgl.spec.sharing.session import Session
 from seer_sgl.spec.store import DraftStore
 
 BUDGET_BYTES = 1 << 24

@@ -10,9 +10,9 @@ import zmq
 
 from seer_sgl.engine.process import free_port
 from seer_sgl.spec.client import ClientSettings, DraftClient
-from seer_sgl.spec.heads import AnswerHead, Statistics, encode
-from seer_sgl.spec.reading import Records
 from seer_sgl.spec.server import bound_socket, serve
+from seer_sgl.spec.sharing.heads import AnswerHead, Statistics, encode
+from seer_sgl.spec.sharing.reading import Records
 from tests.unit.spec.engines import Clock, Engine, server, truth
 from tests.unit.spec.test_server import Process
 

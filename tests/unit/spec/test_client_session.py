@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from seer_sgl.spec.answers import DraftServer
-from seer_sgl.spec.exchange import exchange
-from seer_sgl.spec.groups import WANTED, wire_name
-from seer_sgl.spec.heads import AnswerHead, head_of
-from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import Answer, Call, answer_of, frames_of
-from seer_sgl.spec.session import CALL_TOKENS, LEAVE_S, LOST_PAUSE_S, Session
+from seer_sgl.spec.sharing.answers import DraftServer
+from seer_sgl.spec.sharing.exchange import exchange
+from seer_sgl.spec.sharing.groups import WANTED, wire_name
+from seer_sgl.spec.sharing.heads import AnswerHead, head_of
+from seer_sgl.spec.sharing.logs import Batch
+from seer_sgl.spec.sharing.messages import Answer, Call, answer_of, frames_of
+from seer_sgl.spec.sharing.session import CALL_TOKENS, LEAVE_S, LOST_PAUSE_S, Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES
 from tests.unit.spec.engines import Clock, Engine, server, truth
 

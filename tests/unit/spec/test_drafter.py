@@ -8,8 +8,8 @@ import pytest
 from seer_sgl.spec.drafter import Drafter, StepRequest
 from seer_sgl.spec.forest import LEAST_BUDGET_BYTES
 from seer_sgl.spec.paths import Siblings, read_tag
-from seer_sgl.spec.reading import Records
 from seer_sgl.spec.settings import DraftSettings
+from seer_sgl.spec.sharing.reading import Records
 
 PROMPT = [50, 51, 52]
 TEXT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -148,6 +148,39 @@ def test_adaptive_drafts_where_it_pays() -> None:
     cheap, dear = nodes_of_a_loop(0.0001), nodes_of_a_loop(0.05)
     assert cheap > 120
     assert cheap > 5 * dear
+
+
+class Told:
+    """A draft client that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def open(self, *_args: Any) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: self.told.append((name, *args)) or {}
+
+
+def test_a_group_is_read_until_it_was_away_for_a_while(
+    drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Told()
+    drafter._client = client  # type: ignore[assignment]
+    now_s = [100.0]
+    monkeypatch.setattr("seer_sgl.spec.drafter.time.monotonic", lambda: now_s[0])
+    for chunk in range(2):
+        drafted(drafter, asked(f"a{chunk}", tag(0), [1, 2]))
+        drafter.finished(f"a{chunk}")
+        now_s[0] += 20.0
+    shared = [call for call in client.told if call[0] in ("register", "release")]
+    assert shared == [("register", "g")]
+    now_s[0] += 11.0
+    drafted(drafter, asked("b", tag(0, "h"), [1]))
+    assert client.told.index(("release", "g")) < client.told.index(("register", "h"))
+    drafter.reset()
+    assert ("release", "h") in client.told
 
 
 def test_off_drafts_nothing_and_still_listens() -> None:

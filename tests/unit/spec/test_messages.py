@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seer_sgl.spec.heads import (
+from seer_sgl.spec.sharing.heads import (
     PROTOCOL,
     AnswerHead,
     AskStatistics,
@@ -18,7 +18,7 @@ from seer_sgl.spec.heads import (
     encode,
     head_of,
 )
-from seer_sgl.spec.messages import MAX_NAME_BYTES, Answer, Call, answer_of, call_of, frames_of
+from seer_sgl.spec.sharing.messages import MAX_NAME_BYTES, Answer, Call, answer_of, call_of, frames_of
 
 
 def table(*rows: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int32]]:

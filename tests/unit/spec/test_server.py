@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from seer_sgl.engine.process import free_port
-from seer_sgl.spec.heads import (
+from seer_sgl.spec.sharing.heads import (
     AskStatistics,
     CallHead,
     Frames,
@@ -22,7 +22,7 @@ from seer_sgl.spec.heads import (
     encode,
     head_of,
 )
-from seer_sgl.spec.messages import Call, frames_of
+from seer_sgl.spec.sharing.messages import Call, frames_of
 from tests.unit.spec.engines import Clock, Engine, server
 
 PATIENCE_MS = 10_000

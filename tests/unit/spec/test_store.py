@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from seer_sgl.spec import records
-from seer_sgl.spec.blocks import BLOCK_BYTES, BLOCK_WORDS, IntArray
+from seer_sgl.spec.sharing import records
+from seer_sgl.spec.sharing.blocks import BLOCK_BYTES, BLOCK_WORDS, IntArray
 from seer_sgl.spec.store import (
     GROUP_BYTES,
     MAX_BUDGET_BYTES,

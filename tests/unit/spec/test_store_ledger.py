@@ -5,8 +5,16 @@ import random
 import numpy as np
 import pytest
 
-from seer_sgl.spec.blocks import NONE
-from seer_sgl.spec.ledger import Ledger, drop_group, find, find_or_add, list_group, new_ledger, with_room
+from seer_sgl.spec.sharing.blocks import NONE
+from seer_sgl.spec.sharing.ledger import (
+    Ledger,
+    drop_group,
+    find,
+    find_or_add,
+    list_group,
+    new_ledger,
+    with_room,
+)
 
 GROUPS, REQUESTS = 40, 30
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from seer_sgl.spec.answers import DraftServer
-from seer_sgl.spec.heads import AnswerHead, head_of
-from seer_sgl.spec.logs import Batch
-from seer_sgl.spec.messages import answer_of, frames_of
-from seer_sgl.spec.reading import Records
-from seer_sgl.spec.session import LOST_PAUSE_S, Session
+from seer_sgl.spec.sharing.answers import DraftServer
+from seer_sgl.spec.sharing.heads import AnswerHead, head_of
+from seer_sgl.spec.sharing.logs import Batch
+from seer_sgl.spec.sharing.messages import answer_of, frames_of
+from seer_sgl.spec.sharing.reading import Records
+from seer_sgl.spec.sharing.session import LOST_PAUSE_S, Session
 from seer_sgl.spec.store import MIN_BUDGET_BYTES, DraftStore
 
 

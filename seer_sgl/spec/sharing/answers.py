@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from seer_sgl.spec.heads import (
+from seer_sgl.spec.sharing.heads import (
     AnswerHead,
     AskStatistics,
     CallHead,
@@ -23,7 +23,7 @@ from seer_sgl.spec.heads import (
     encode,
     head_of,
 )
-from seer_sgl.spec.messages import Answer, Call, call_of, frames_of
+from seer_sgl.spec.sharing.messages import Answer, Call, call_of, frames_of
 from seer_sgl.spec.store import KINDS, DraftStore
 
 log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import NONE, IntArray, LongArray
-from seer_sgl.spec.groups import HERE, LEAVING, WANTED, BoolArray, GroupTable, wire_name
-from seer_sgl.spec.heads import CallHead
-from seer_sgl.spec.logs import MUTED, Batch, TokenLogs, collect_updates, known_counts
-from seer_sgl.spec.messages import Answer, Call
-from seer_sgl.spec.reading import Reader, Records
-from seer_sgl.spec.records import (
+from seer_sgl.spec.sharing.blocks import NONE, IntArray, LongArray
+from seer_sgl.spec.sharing.groups import HERE, LEAVING, WANTED, BoolArray, GroupTable, wire_name
+from seer_sgl.spec.sharing.heads import CallHead
+from seer_sgl.spec.sharing.logs import MUTED, Batch, TokenLogs, collect_updates, known_counts
+from seer_sgl.spec.sharing.messages import Answer, Call
+from seer_sgl.spec.sharing.reading import Reader, Records
+from seer_sgl.spec.sharing.records import (
     COUNT,
     FETCH_COLUMNS,
     GAP,

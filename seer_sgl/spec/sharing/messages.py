@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import IntArray
-from seer_sgl.spec.heads import AnswerHead, CallHead, Frames, MessageError, encode
-from seer_sgl.spec.records import COUNT, FETCH_COLUMNS, KNOWN_ROWS, UPDATE_COLUMNS
+from seer_sgl.spec.sharing.blocks import IntArray
+from seer_sgl.spec.sharing.heads import AnswerHead, CallHead, Frames, MessageError, encode
+from seer_sgl.spec.sharing.records import COUNT, FETCH_COLUMNS, KNOWN_ROWS, UPDATE_COLUMNS
 
 MAX_ROWS = 1 << 16
 """Updates, groups to register or groups to read, in one call."""

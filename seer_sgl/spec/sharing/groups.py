@@ -6,8 +6,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from seer_sgl.spec.blocks import IntArray, LongArray
-from seer_sgl.spec.messages import MAX_NAME_BYTES
+from seer_sgl.spec.sharing.blocks import IntArray, LongArray
+from seer_sgl.spec.sharing.messages import MAX_NAME_BYTES
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import NONE, IntArray, LongArray
-from seer_sgl.spec.ledger import with_room
-from seer_sgl.spec.logs import TokenLogs
-from seer_sgl.spec.records import (
+from seer_sgl.spec.sharing.blocks import NONE, IntArray, LongArray
+from seer_sgl.spec.sharing.ledger import with_room
+from seer_sgl.spec.sharing.logs import TokenLogs
+from seer_sgl.spec.sharing.records import (
     AT_ROW,
     AT_WORD,
     HEADER_WORDS,

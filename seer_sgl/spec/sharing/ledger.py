@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import NONE, IntArray
 from seer_sgl.spec.compiled import inlined, kernel
+from seer_sgl.spec.sharing.blocks import NONE, IntArray
 
 FREE, FRESH, USED = 0, 1, 2
 """Where `Ledger.state` has: first freed entry, entries ever used, entries in use."""

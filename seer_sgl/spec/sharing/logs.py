@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import (
+from seer_sgl.spec.compiled import kernel
+from seer_sgl.spec.sharing.blocks import (
     BLOCK_BYTES,
     BLOCK_WORDS,
     NONE,
@@ -23,10 +24,9 @@ from seer_sgl.spec.blocks import (
     new_chains,
     with_more_chains,
 )
-from seer_sgl.spec.compiled import kernel
-from seer_sgl.spec.groups import BoolArray
-from seer_sgl.spec.ledger import Ledger, drop_group, find_or_add, new_ledger, with_room
-from seer_sgl.spec.records import (
+from seer_sgl.spec.sharing.groups import BoolArray
+from seer_sgl.spec.sharing.ledger import Ledger, drop_group, find_or_add, new_ledger, with_room
+from seer_sgl.spec.sharing.records import (
     COUNT,
     GENERATION,
     PREV,

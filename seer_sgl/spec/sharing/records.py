@@ -9,9 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seer_sgl.spec.blocks import BLOCK_WORDS, NONE, Chains, IntArray, LongArray, add_block, block_at
 from seer_sgl.spec.compiled import inlined, kernel
-from seer_sgl.spec.ledger import USED, Ledger, find_or_add, list_group
+from seer_sgl.spec.sharing.blocks import (
+    BLOCK_WORDS,
+    NONE,
+    Chains,
+    IntArray,
+    LongArray,
+    add_block,
+    block_at,
+)
+from seer_sgl.spec.sharing.ledger import USED, Ledger, find_or_add, list_group
 
 COUNT_BITS = 10
 COUNT_MASK = (1 << COUNT_BITS) - 1

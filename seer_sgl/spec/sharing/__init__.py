@@ -1,0 +1,1 @@
+"""What travels between engines and draft servers, and what both ends keep of it."""
