@@ -160,7 +160,11 @@ class Told:
         return 0
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *args: self.told.append((name, *args)) or {}
+        def note(*args: Any) -> dict[str, float]:
+            self.told.append((name, *args))
+            return {}
+
+        return note
 
 
 def test_a_group_is_read_until_it_was_away_for_a_while(
