@@ -38,6 +38,11 @@ GREEDY: dict[str, Any] = {
 """64 prompts x 300 tokens whose answer has no randomness."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the shared cluster go last: it lives to the end, and others start servers, too."""
+    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def plain_answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What one plain SGLang server, without chunks and without a pool, says to `GREEDY`."""

@@ -1,7 +1,4 @@
-"""Two nodes: network namespaces with one cable between them, and one address to join by.
-
-Last in order: the shared cluster must be over before two more servers start.
-"""
+"""Two nodes: network namespaces with one cable between them, and one address to join by."""
 
 import json
 import os
