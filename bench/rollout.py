@@ -10,6 +10,7 @@ started with speculation, and `seer` runs on them once more. `--alone` adds what
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
@@ -62,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 def main() -> None:
     args = _arguments()
+    os.environ["SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION"] = str(args.clip_tokens)
     settings = Settings(
         groups=args.groups or (16 if args.quick else 32),
         group_size=args.group_size,
@@ -103,6 +105,12 @@ def _arguments() -> argparse.Namespace:
         type=float,
         default=0.05,
         help="SGLang's --schedule-conservativeness; near 0 it admits what fits now, as vLLM does",
+    )
+    parser.add_argument(
+        "--clip-tokens",
+        type=int,
+        default=128,
+        help="output that SGLang expects of a request when it admits it; above, it would never preempt",
     )
     parser.add_argument("--alone", action="store_true", help="as bench.alone, too")
     parser.add_argument("--pad-layers", type=int, default=0, help="layers that compute and add nothing")
