@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import httpx
 import msgspec
@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_running: int
     pad_layers: int
     conservativeness: float
+    admission: Literal["eager", "sglang"]
     quick: bool
 
 
@@ -73,6 +74,7 @@ def main() -> None:
         max_running=args.max_running,
         pad_layers=args.pad_layers,
         conservativeness=args.conservativeness,
+        admission="eager" if args.clip_tokens < MAX_NEW_TOKENS else "sglang",
         quick=args.quick,
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +126,8 @@ async def _measure(settings: Settings, scratch: Path) -> dict[str, list[Run]]:
     async with running_head(_head(settings, model, scratch, None), _say) as head:
         urls = [member.card.url for member in head.service.roster.members.values()]
         profile = await profile_servers(urls, quick=settings.quick, say=_say)
-        bench = _Bench(urls, settings, profile.fit.engine)
+        engine = msgspec.structs.replace(profile.fit.engine, admission=settings.admission)
+        bench = _Bench(urls, settings, engine, None)
         await bench.run("divided", -1, groups=2)
         names = list(POLICIES)
         for number in range(settings.rounds):
@@ -133,9 +136,10 @@ async def _measure(settings: Settings, scratch: Path) -> dict[str, list[Run]]:
                 runs[name].append(await bench.run(name, number, settings.groups))
                 _tell(number, name, runs[name][-1])
     runs[SPECULATING] = []
-    async with running_head(_head(settings, model, scratch, DraftSettings()), _say) as head:
+    draft = DraftSettings()
+    async with running_head(_head(settings, model, scratch, draft), _say) as head:
         urls = [member.card.url for member in head.service.roster.members.values()]
-        bench = _Bench(urls, settings, profile.fit.engine)
+        bench = _Bench(urls, settings, engine, draft)
         await bench.run("seer", -1, groups=2)
         for number in range(settings.rounds):
             run = await bench.run("seer", number, settings.groups)
@@ -175,8 +179,10 @@ def _model(settings: Settings, scratch: Path) -> str:
 class _Bench:
     """Servers, what is run on them, and what their profile says of it."""
 
-    def __init__(self, urls: list[str], settings: Settings, engine: EngineModel) -> None:
-        self._urls, self._settings, self._engine = urls, settings, engine
+    def __init__(
+        self, urls: list[str], settings: Settings, engine: EngineModel, draft: DraftSettings | None
+    ) -> None:
+        self._urls, self._settings, self._engine, self._draft = urls, settings, engine, draft
 
     async def run(self, policy: str, number: int, groups: int) -> Run:
         """One rollout under one policy, on servers with empty caches."""
@@ -189,7 +195,8 @@ class _Bench:
             answer = await client.post(f"{self._urls[0]}/tokenize", json={"prompt": problems})
             ids = dict(zip(texts, answer.raise_for_status().json()["tokens"], strict=True))
         chunk_tokens = self._settings.chunk_tokens
-        async with attached_router(self._urls, policy_named(policy), chunk_tokens) as (url, service):
+        plan = policy_named(policy)
+        async with attached_router(self._urls, plan, chunk_tokens, self._draft) as (url, service):
             rollout = Rollout(
                 url,
                 [Prompt(name, input_ids=ids[name]) for name in texts],

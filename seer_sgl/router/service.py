@@ -34,6 +34,7 @@ from seer_sgl.router.messages import (
     WhoAreYou,
 )
 from seer_sgl.router.roster import Roster
+from seer_sgl.spec.settings import kv_reserve_tokens
 from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,7 @@ def core_settings(config: RouterConfig) -> CoreSettings:
         chunk_tokens=config.chunk_tokens,
         chunk_plan=config.chunk_plan,
         settle_s=config.settle_s,
+        draft_tokens=kv_reserve_tokens(config.draft) if config.draft is not None else 0,
         placement=PlacementSettings(pull_margin_tokens=config.pull_margin_tokens),
     )
 

@@ -43,6 +43,11 @@ class DraftSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"max_depth {self.max_depth}: expected at least 1")
 
 
+def kv_reserve_tokens(settings: DraftSettings) -> int:
+    """KV that SGLang allocates for a request beyond its tokens: room for two steps' rows."""
+    return 0 if settings.mode == "off" else 2 * (settings.max_nodes + 1)
+
+
 def encode(settings: DraftSettings) -> str:
     """As it travels in the environment."""
     return msgspec.json.encode(settings).decode()

@@ -11,21 +11,24 @@ from seer_sgl.engine.process import free_port
 from seer_sgl.engine.server import AttachedServer
 from seer_sgl.router.core import Policy
 from seer_sgl.router.service import RouterService
+from seer_sgl.spec.settings import DraftSettings
 
 
 @contextlib.asynccontextmanager
 async def attached_router(
-    urls: Sequence[str], policy: Policy, chunk_tokens: int
+    urls: Sequence[str], policy: Policy, chunk_tokens: int, draft: DraftSettings | None = None
 ) -> AsyncIterator[tuple[str, RouterService]]:
     """A router with an agent for each server, all in this process; yields its URL and itself.
 
     Its chunks are short, and moved ones always pull their prefix: what small models show of large ones.
+    `draft`: how the servers speculate, if they do.
     """
     config = RouterConfig(
         http_port=free_port(),
         agent_port=free_port(),
         chunk_tokens=chunk_tokens,
         pull_margin_tokens=0,
+        draft=draft,
     )
     head = f"{config.host}:{config.agent_port}"
     async with RouterService(config, policy) as service:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,6 +94,49 @@ def test_an_engine_killed_in_mid_rollout_loses_nothing(cluster: Cluster, tmp_pat
     assert httpx.get(back["url"] + "/health_generate", timeout=30).status_code == 200
     answer = httpx.post(f"{cluster.url}/generate", json={"input_ids": [5]}, timeout=60)
     assert answer.status_code == 200
+
+
+def test_a_killed_draft_server_costs_drafts_and_nothing_else(cluster: Cluster, tmp_path: Path) -> None:
+    victim = draft_server(cluster)
+    killer = threading.Timer(2.0, victim.kill)
+    killer.start()
+    done = rollout(cluster, tmp_path, groups=6)
+    killer.join()
+    assert not victim.is_running()
+    assert done.returncode == 0, done.stderr
+    assert assert_complete(tmp_path, groups=6)["failed"] == 0
+
+    wait_until(lambda: "} 1.0" in draft_server_up(cluster))
+    assert draft_server(cluster).pid != victim.pid
+    before = sibling_tokens(cluster)
+    done = rollout(cluster, tmp_path, groups=6)
+    assert done.returncode == 0, done.stderr
+    assert_complete(tmp_path, groups=6)
+    assert sibling_tokens(cluster) > before, "engines hear of siblings again"
+
+
+def draft_server(cluster: Cluster) -> psutil.Process:
+    return next(child for child in cluster.family() if "seer_sgl.spec.server" in child.cmdline())
+
+
+def draft_server_up(cluster: Cluster) -> str:
+    """The line of the router's metrics that says so."""
+    lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
+    return next(line for line in lines if line.startswith("seer_draft_server_up{"))
+
+
+def sibling_tokens(cluster: Cluster) -> int:
+    """Tokens that engines took in from other engines."""
+    states = [httpx.get(f"{url}/server_info", timeout=30).json() for url in cluster.server_urls()]
+    counted = [state["internal_states"][0]["seer_sgl"]["speculation"] for state in states]
+    return sum(counters["sibling_tokens"] for counters in counted)
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
 
 
 def listening_on(cluster: Cluster, port: int | None) -> psutil.Process:
