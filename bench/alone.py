@@ -181,7 +181,7 @@ def _row(model: str, what: str, said: Said) -> Row:
 
 async def measure(quick: bool) -> tuple[list[Row], dict[str, float]]:
     """Rows of the twin and the small model; figures are the twin's, the small model's named so."""
-    plan = Plan(prompts=3, rounds=2) if quick else Plan(prompts=8, rounds=5)
+    plan = Plan(prompts=3, rounds=2) if quick else Plan(prompts=5, rounds=4)
     rows: list[Row] = []
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,11 +22,11 @@ from seer_sgl.spec.automaton import (
 from seer_sgl.spec.compiled import inlined, kernel
 from seer_sgl.spec.scoring import C_TARGET, C_TOKEN, ESCAPE, score
 
-VOTED_STEPS = 4
+VOTED_STEPS = 3
 """Steps of a chain that are voted on; what follows takes the longest context's word."""
-LEAST_LIKELY = 0.003
+LEAST_LIKELY = 0.01
 """Nodes below this are left out; they cost a row each and bring nothing."""
-CHAIN_FLOOR = 0.05
+CHAIN_FLOOR = 0.1
 """The best of all candidates is hardly less likely than this."""
 OFFERS = 1024
 """Nodes that one tree draft weighs at most."""

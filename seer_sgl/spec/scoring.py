@@ -47,8 +47,8 @@ NEAR_MISS = 3.0
 """Likewise, at most, what followed the token that a sibling had in the place of the request's."""
 CONTEXTS = 3
 """Contexts that vote, the longest first; shorter ones hardly change a vote."""
-SPARED = 0.3
-"""Votes below this share of what is worth looking for are not counted: few candidates need three."""
+SPARED = 0.6
+"""Votes below this share of what is worth looking for are not counted: few candidates need two."""
 
 
 @inlined
