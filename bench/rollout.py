@@ -34,6 +34,8 @@ from seer_sgl.rollout.report import report_on
 from seer_sgl.router.core import POLICIES, policy_named
 from seer_sgl.sim.model import EngineModel
 from seer_sgl.smallmodel import WEIGHTS
+from seer_sgl.smallmodel import twin as padded
+from seer_sgl.smallmodel.checkpoint import load, save
 from seer_sgl.smallmodel.problems import prompts, reward
 from seer_sgl.spec.settings import DraftSettings
 from seer_sgl.testing.cluster import attached_router
@@ -57,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True):
     kv_tokens: int
     max_running: int
     pad_layers: int
+    twin: bool
     conservativeness: float
     admission: Literal["eager", "sglang"]
     quick: bool
@@ -73,6 +76,7 @@ def main() -> None:
         kv_tokens=args.kv_tokens,
         max_running=args.max_running,
         pad_layers=args.pad_layers,
+        twin=args.twin,
         conservativeness=args.conservativeness,
         admission="eager" if args.clip_tokens < MAX_NEW_TOKENS else "sglang",
         quick=args.quick,
@@ -115,6 +119,7 @@ def _arguments() -> argparse.Namespace:
         help="output that SGLang expects of a request when it admits it; above, it would never preempt",
     )
     parser.add_argument("--alone", action="store_true", help="as bench.alone, too")
+    parser.add_argument("--twin", action="store_true", help="the padded twin, whose steps cost memory")
     parser.add_argument("--pad-layers", type=int, default=0, help="layers that compute and add nothing")
     return parser.parse_args()
 
@@ -167,9 +172,12 @@ def _tell(number: int, name: str, run: Run) -> None:
 
 
 def _model(settings: Settings, scratch: Path) -> str:
+    twin = scratch / "twin"
+    if settings.twin:
+        save(padded.widened(load(WEIGHTS), padded.INTERMEDIATE_SIZE), twin)
+        return str(twin)
     if not settings.pad_layers:
         return str(WEIGHTS)
-    twin = scratch / "twin"
     command = [sys.executable, "-m", "seer_sgl.smallmodel.train", "--out", str(twin)]
     command += ["--from", str(WEIGHTS), "--pad-layers", str(settings.pad_layers)]
     subprocess.run(command, check=True, capture_output=True)
