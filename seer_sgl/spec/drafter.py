@@ -133,13 +133,9 @@ class Drafter:
             del self._groups[group]
             self._left_s[group] = time.monotonic()
 
-    def present(self) -> list[str]:
-        """Requests that were not reported as finished."""
-        return list(self._live)
-
     def reset(self) -> None:
         """Forget all texts: other weights say other things."""
-        for rid in self.present():
+        for rid in list(self._live):
             self.finished(rid)
         self._release_groups(math.inf)
         self._forest.clear()
