@@ -37,12 +37,14 @@ class RequestError(SeerError):
         field: the body's field at fault, dotted (`sampling_params.top_p`).
         message: what is wrong, the value and the allowed range.
         status: the HTTP status to answer with.
+        code: a word for programs, as `model_not_found`; the status's own name where None.
     """
 
-    def __init__(self, field: str, message: str, status: int = 400) -> None:
+    def __init__(self, field: str, message: str, status: int = 400, code: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.status = status
+        self.code = code
 
 
 class IllegalEventError(SeerError):

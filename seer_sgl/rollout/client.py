@@ -123,9 +123,9 @@ async def page_tokens_of(url: str) -> int:
     """
     try:
         async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
-            workers = (await client.get(f"{url}/workers")).raise_for_status().json()["workers"]
+            engines = (await client.get(f"{url}/engines")).raise_for_status().json()["engines"]
     except httpx.HTTPError as error:
         raise SeerError(f"no router answers at {url}: {error}") from None
-    if not workers:
+    if not engines:
         raise SeerError(f"the router at {url} has no engine yet")
-    return int(workers[0]["metadata"]["page_tokens"])
+    return int(engines[0]["page_tokens"])

@@ -17,7 +17,8 @@ from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.drafts import DraftWatch
-from seer_sgl.router.http import build_app
+from seer_sgl.router.http.app import build_app
+from seer_sgl.router.http.front import Front
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import (
     AgentMessage,
@@ -33,6 +34,7 @@ from seer_sgl.router.messages import (
     Welcome,
     WhoAreYou,
 )
+from seer_sgl.router.metrics import registry_of
 from seer_sgl.router.roster import Roster
 from seer_sgl.spec.settings import kv_reserve_tokens
 from seer_sgl.types import EngineId
@@ -67,9 +69,11 @@ class RouterService:
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
         self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls)
+        registry = registry_of(self.core, self.drafts)
+        front = Front(config, self.dispatcher, self.roster, self._calls, registry)
         self._server = _QuietServer(
             uvicorn.Config(
-                build_app(self.dispatcher, self.drafts, config.max_body_bytes),
+                build_app(front),
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=2,

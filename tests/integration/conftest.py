@@ -70,7 +70,7 @@ class Cluster:
     log: Path
 
     def workers(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = httpx.get(f"{self.url}/workers").json()["workers"]
+        listed: list[dict[str, Any]] = httpx.get(f"{self.url}/engines").json()["engines"]
         return listed
 
     def server_urls(self) -> list[str]:

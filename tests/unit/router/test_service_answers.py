@@ -180,18 +180,18 @@ def test_answers_on_one_connection_do_not_wait_for_nagle() -> None:
     run(scenario())
 
 
-def test_models_workers_and_metrics() -> None:
+def test_models_engines_and_metrics() -> None:
     async def scenario() -> None:
         async with cluster(server("a"), server("b")) as it:
             await it.generate([5])
             health = await it.http.get("/health")
             models = (await it.http.get("/v1/models")).json()
-            workers = (await it.http.get("/workers")).json()
+            engines = (await it.http.get("/engines")).json()
             metrics = (await it.http.get("/metrics")).text
         assert (health.status_code, health.json()) == (200, {"status": "ok", "engines": 2})
         assert [(m["id"], m["max_model_len"]) for m in models["data"]] == [("fake-model", 2048)]
-        assert (workers["total"], [w["id"] for w in workers["workers"]]) == (2, ["a", "b"])
-        assert workers["workers"][0]["metadata"]["kv_capacity_tokens"] == 4096
+        assert (engines["total"], [e["id"] for e in engines["engines"]]) == (2, ["a", "b"])
+        assert engines["engines"][0]["kv_capacity_tokens"] == 4096
         for line in ("seer_engines 2.0", "seer_delivered_total 1.0", "seer_waiting 0.0"):
             assert line in metrics.splitlines()
 

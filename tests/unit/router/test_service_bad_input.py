@@ -66,7 +66,7 @@ def test_bad_input_is_told_at_once_and_disturbs_nobody() -> None:
                 answer = await asyncio.wait_for(post(it, body), 1.0)
                 error = answer.json()["error"]
                 assert answer.status_code == 400, (body, answer.text)
-                assert error["code"] == 400
+                assert error["code"] == "bad_request"
                 assert error["param"] == (field or None), error
                 assert error["message"].startswith(field), error
                 assert says in error["message"], error

@@ -21,7 +21,7 @@ def test_requests_wait_until_an_engine_joins() -> None:
             health = await it.http.get("/health")
             assert health.status_code == 503
             assert "no engine is registered" in health.json()["error"]["message"]
-            assert (await it.http.get("/workers")).json() == {"workers": [], "total": 0}
+            assert (await it.http.get("/engines")).json() == {"engines": [], "total": 0}
             assert not waiting.done()
             await it.join(server())
             assert (await waiting)["output_ids"] == continuation([5, 6], 128)

@@ -1,0 +1,67 @@
+"""Bodies in and out: read up to a limit and not for ever, decoded, checked; answers as JSON."""
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from seer_sgl.errors import RequestError
+
+T = TypeVar("T")
+
+PART_PATIENCE_S = 30.0
+"""How long a client may take for the next part of its body."""
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        RequestError: 413 where it is larger than the limit, 408 where its sender pauses for too long.
+    """
+    too_large = RequestError("", f"the body is larger than the limit of {limit_bytes} bytes", status=413)
+    if int(request.headers.get("content-length") or 0) > limit_bytes:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    stream = aiter(request.stream())
+    while True:
+        try:
+            part = await asyncio.wait_for(anext(stream), PART_PATIENCE_S)
+        except StopAsyncIteration:
+            return b"".join(parts)
+        except TimeoutError:
+            raise RequestError(
+                "", f"no more of the body came within {PART_PATIENCE_S:g} s", status=408
+            ) from None
+        size += len(part)
+        if size > limit_bytes:
+            raise too_large
+        parts.append(part)
+
+
+def decoded(body: bytes) -> Any:
+    """Raises RequestError where it is not JSON."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError("", f"the body is not JSON: {error}") from None
+
+
+def decoded_as(body: bytes, kind: type[T]) -> T:
+    """Raises RequestError naming the field that is missing or of another type."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise RequestError(path.strip("`.").rstrip("`"), message) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError("", f"the body is not JSON: {error}") from None
+
+
+def json_response(content: Any, status: int = 200, **headers: str) -> Response:
+    """Names of headers with `_` for `-`."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(msgspec.json.encode(content), status, named, media_type="application/json")

@@ -1,0 +1,24 @@
+"""What every family of routes needs of the router."""
+
+import time
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from seer_sgl.config import RouterConfig
+from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.dispatcher import Dispatcher
+from seer_sgl.router.roster import Roster
+
+
+@dataclass(frozen=True)
+class Front:
+    """Handed to each module's `operations(front)`."""
+
+    config: RouterConfig
+    dispatcher: Dispatcher
+    roster: Roster
+    calls: EngineCalls
+    registry: CollectorRegistry
+    began_s: int = field(default_factory=lambda: int(time.time()))
+    """Unix time of the start."""
