@@ -6,7 +6,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 Handler = Callable[[Request], Awaitable[Response]]
 Schema = type | dict[str, Any]
@@ -31,7 +30,9 @@ class Answer:
 
     text: str
     schema: Schema | None = None
+    """None where nothing is promised of the content."""
     media: str = "application/json"
+    """Empty where the body is."""
     streams: bool = False
     """Also as `text/event-stream`."""
 
@@ -41,7 +42,8 @@ class Operation:
     """One path and what it answers.
 
     Args:
-        answers: by status. Errors in the common shape only need their status in `errors`.
+        answers: by status. Errors in the common shape only need their status in `errors`; those that
+            every body can lead to (400, 408, 413) need not be there.
         request: schema of the body; None where there is none.
     """
 
@@ -58,6 +60,3 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     hidden: bool = False
     """An older name for another one: served, and marked as deprecated in the document."""
-
-    def route(self) -> Route:
-        return Route(self.path, self.handler, methods=list(self.methods))
