@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from seer_sgl.router.core.events import (
     EngineJoined,
     EngineLeft,
     Event,
+    Paused,
+    Resumed,
     Submitted,
     Ticked,
 )
@@ -38,6 +40,17 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.002
 """Requests that arrive within this are submitted as one, so that all their probes go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLoad:
+    """What the router itself holds."""
+
+    waiting: int
+    """Requests that no engine runs at the moment."""
+    in_flight: int
+    waiting_tokens: int
+    """Prompt and output so far of those that wait."""
 
 
 @dataclass(slots=True)
@@ -96,6 +109,55 @@ class Dispatcher:
             self._handle(Cancelled(RequestId(live.sample.rid)) for live in lives)
             raise
         return list(await asyncio.gather(*map(self._answer, lives)))
+
+    async def stream(self, samples: list[Sample]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """Samples as they grow: index and answer so far, cumulative, in SGLang's shape. The last one of
+        each sample has a finish reason. Leaving the iteration cancels what still runs."""
+        for item in enumerate(await self.generate(samples)):
+            yield item
+
+    # ---- control ----
+
+    @property
+    def paused(self) -> bool:
+        return self.core.scheduler.paused
+
+    def pause(self) -> None:
+        """Dispatch nothing until `resume`; requests wait."""
+        self._flush()
+        self._handle([Paused()])
+
+    def resume(self) -> None:
+        self._handle([Resumed()])
+
+    def abort(self, rid: str) -> int:
+        """End the request of this id, or those that were made of it; they are answered with what
+        exists. Returns how many were told to."""
+        return self._abort(name for name in self._live if name == rid or name.startswith(f"{rid}_"))
+
+    def abort_all(self) -> int:
+        """End all requests, as `abort`."""
+        return self._abort(self._live)
+
+    def abort_on(self, engine_id: EngineId) -> int:
+        """End those that run on one engine, and those that wait."""
+        elsewhere = {d.request_id for d in self._running.values() if d.engine_id != engine_id}
+        return self._abort(name for name in self._live if name not in elsewhere)
+
+    def queue_load(self) -> QueueLoad:
+        """What waits here, and what runs."""
+        waiting = [r for r in self.core.buffer.requests.values() if r.chunk is None]
+        tokens = sum(request.held_tokens for request in waiting)
+        return QueueLoad(len(waiting), len(self.core.chunks), tokens)
+
+    def new_epoch(self) -> None:
+        """The weights have changed: what is known of groups and of KV is of the past."""
+
+    def _abort(self, names: Iterable[RequestId]) -> int:
+        self._flush()
+        told = list(names)
+        self._handle(map(Cancelled, told))
+        return len(told)
 
     async def _tokenize(self, samples: list[Sample]) -> None:
         texts = {sample.text: list[int]() for sample in samples if sample.text is not None}

@@ -17,6 +17,8 @@ from seer_sgl.router.core.events import (
     EngineJoined,
     EngineLeft,
     Event,
+    Paused,
+    Resumed,
     Submitted,
     Ticked,
 )
@@ -41,6 +43,7 @@ events = st.one_of(
     st.tuples(st.just("fail"), nth, st.booleans()),
     st.tuples(st.just("cancel"), nth),
     st.tuples(st.just("late"), nth),
+    st.tuples(st.just("pause"), st.booleans()),
 )
 steps = st.one_of(
     *[events] * 4,
@@ -113,6 +116,9 @@ class Story:
 
     def _cancel(self, index: int) -> list[Event]:
         return [Cancelled(self.submitted[index % len(self.submitted)])] if self.submitted else []
+
+    def _pause(self, on: bool) -> list[Event]:
+        return [Paused() if on else Resumed()]
 
     def _late(self, index: int) -> list[Event]:
         chunk_id = self.world.ended_chunks[index % len(self.world.ended_chunks)]

@@ -19,6 +19,8 @@ from seer_sgl.router.core.events import (
     EngineJoined,
     EngineLeft,
     Event,
+    Paused,
+    Resumed,
     Submitted,
     Ticked,
 )
@@ -110,6 +112,7 @@ class World:
         self.policy, self.options = policy, options
         self.core = RouterCore(self.policy, options)
         self.now_s = 0.0
+        self.paused = False
         self.wake_s: float | None = None
         self.log: list[tuple[list[Event], float, list[Action]]] = []
         self.samples: dict[RequestId, Sample] = {}
@@ -165,6 +168,8 @@ class World:
                 self._note_gone(event.engine_id)
             case Cancelled():
                 return self._note_cancelled(event.request_id)
+            case Paused() | Resumed():
+                self.paused = isinstance(event, Paused)
         return []
 
     def _end_chunk(self, chunk_id: ChunkId) -> tuple[Sample, Machine]:
@@ -221,6 +226,7 @@ class World:
         return "finished" if sample.ended or sample.remaining_tokens == 0 else None
 
     def _judge_dispatch(self, action: Dispatch) -> None:
+        assert not self.paused, "dispatched during a pause"
         sample, machine = self.samples[action.request_id], self.machines[action.engine_id]
         assert action.chunk_id not in self.chunks
         assert action.chunk_id not in self.ended_chunks
@@ -286,11 +292,14 @@ class World:
         counts = self.core.statistics()
         assert counts.delivered == len(self.delivered)
         assert (counts.waiting, counts.in_flight) == (len(waiting), len(self.chunks))
+        assert counts.paused == self.paused
         settling = [sample for sample in waiting if self._may_settle(sample)]
         settled = [self._need(sample) for sample in waiting if sample not in settling]
         for sample in waiting:
             able = any(machine.able(self._need(sample)) for machine in self.machines.values())
-            sample.aside = sample.aside or sample in settling or not able
+            sample.aside = sample.aside or sample in settling or not able or self.paused
+        if self.paused:
+            return
         if self.policy.reserves:
             everyone = [self._need(sample) for sample in waiting]
             assert not settled or self._may_rest(settled, everyone)
@@ -331,7 +340,8 @@ class World:
     def drain(self) -> None:
         """Give it an engine that takes everything, and let all engines answer."""
         groups = list(self.core.buffer.groups.values())
-        self.feed([EngineJoined(EngineSpec(EngineId("large"), 1 << 20, 1, 1 << 10, 1 << 20))])
+        large = EngineSpec(EngineId("large"), 1 << 20, 1, 1 << 10, 1 << 20)
+        self.feed([EngineJoined(large), Resumed()])
         while self.chunks or self.wake_s is not None:
             self.now_s += self.options.settle_s
             self.feed([Ticked()])

@@ -58,4 +58,22 @@ class Ticked(msgspec.Struct, frozen=True):
     """Time has passed, as a `Wake` asked for."""
 
 
-Event = Ticked | Submitted | ChunkFinished | ChunkFailed | Cancelled | EngineJoined | EngineLeft
+class Paused(msgspec.Struct, frozen=True):
+    """Nothing may be dispatched until `Resumed`; what runs may end, and what comes waits."""
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """What waits may go again."""
+
+
+Event = (
+    Ticked
+    | Submitted
+    | ChunkFinished
+    | ChunkFailed
+    | Cancelled
+    | EngineJoined
+    | EngineLeft
+    | Paused
+    | Resumed
+)

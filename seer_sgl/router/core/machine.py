@@ -6,11 +6,10 @@ request or engine that is no longer known changes nothing. What can only be a bu
 """
 
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Outcome
 from seer_sgl.router.core.buffer import RequestBuffer
 from seer_sgl.router.core.check import check_state
 from seer_sgl.router.core.context import LengthContext
@@ -21,15 +20,17 @@ from seer_sgl.router.core.events import (
     EngineJoined,
     EngineLeft,
     Event,
+    Paused,
+    Resumed,
     Submitted,
     Ticked,
 )
 from seer_sgl.router.core.fleet import Fleet
-from seer_sgl.router.core.placement import tokens_to_pull
 from seer_sgl.router.core.policy import Policy
+from seer_sgl.router.core.scheduler import Scheduler
 from seer_sgl.router.core.settings import CoreSettings, Statistics
 from seer_sgl.router.core.settling import Settling
-from seer_sgl.router.core.state import Chunk, Engine, Request
+from seer_sgl.router.core.state import Chunk, Request
 from seer_sgl.types import ChunkId
 
 
@@ -49,9 +50,10 @@ class RouterCore:
         self.buffer = RequestBuffer(policy, self.settings, context)
         self.settling = Settling(self.buffer)
         self.chunks: dict[ChunkId, Chunk] = {}
-        self._chunk_ids = count(1)
-        self._dispatched = self._moved = self._delivered = 0
-        self._since_oldest = 0  # dispatches since one of the request that had waited longest
+        self.scheduler = Scheduler(
+            policy, self.settings, self.fleet, self.buffer, self.settling, self.chunks
+        )
+        self._delivered = 0
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             Submitted: self._submitted,
             ChunkFinished: self._chunk_finished,
@@ -60,6 +62,8 @@ class RouterCore:
             EngineJoined: self._engine_joined,
             EngineLeft: self._engine_left,
             Ticked: self._ticked,
+            Paused: self._paused,
+            Resumed: self._resumed,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
@@ -80,7 +84,7 @@ class RouterCore:
                 actions += self._handlers[type(event)](event, now_s)
             except IllegalEventError as error:
                 illegal.append(str(error))
-        actions += self._schedule(now_s)
+        actions += self.scheduler.schedule(now_s)
         if illegal:
             raise IllegalEventError("; ".join(illegal), tuple(actions))
         return actions
@@ -90,14 +94,16 @@ class RouterCore:
             waiting=len(self.buffer.queue) + len(self.buffer.parked),
             in_flight=len(self.chunks),
             engines=len(self.engines),
-            chunks=self._dispatched,
-            moved_chunks=self._moved,
+            chunks=self.scheduler.dispatched,
+            moved_chunks=self.scheduler.moved,
             delivered=self._delivered,
+            paused=self.scheduler.paused,
         )
 
     def check(self) -> None:
         """Raise AssertionError where an invariant does not hold. O(n), for tests and idle moments."""
         check_state(self.fleet, self.chunks, self.buffer, self.policy.reserves)
+        self.scheduler.check()
 
     # ---- events ----
 
@@ -171,70 +177,15 @@ class RouterCore:
         self.settling.woken()
         return []
 
-    # ---- decisions ----
+    def _paused(self, _event: Paused, _now_s: float) -> list[Action]:
+        self.scheduler.pause()
+        return []
 
-    def _schedule(self, now_s: float) -> list[Action]:
-        """Dispatch while something waits and fits.
+    def _resumed(self, _event: Resumed, _now_s: float) -> list[Action]:
+        self.scheduler.resume()
+        return []
 
-        The first request that fits nowhere holds the engine that could take it soonest: nothing else
-        goes there, so it cannot be passed for ever. Smaller ones behind it may use the other engines.
-        A request that would pull KV before it has settled waits for a moment, and holds nothing.
-        """
-        actions: list[Action] = []
-        blocked: list[Request] = []
-        queue, guard = self.buffer.queue, self.policy.guarded
-        self.settling.end_due(now_s)
-        room = self.fleet.room_tokens()
-        while room >= queue.least_need_tokens and len(blocked) < self.settings.look_ahead:
-            oldest = guard and 0 < self.settings.starvation_dispatches <= self._since_oldest + 1
-            request = (queue.pop_oldest() if oldest else None) or queue.pop()
-            if request is None:
-                break
-            need, engine = request.need_tokens, None
-            if need <= room:
-                engine = self.policy.place(request, need, self.fleet, self.settings.placement)
-            if engine is None and self.fleet.could_hold(need):
-                if not blocked:
-                    self.fleet.hold_for(need)
-                    room = self.fleet.room_tokens()
-                blocked.append(request)
-            elif engine is None:
-                self.buffer.park(request)
-            else:
-                pulled = tokens_to_pull(request, engine, self.settings.placement)
-                settle_s = self.settings.settle_s if pulled else 0.0
-                if not self.settling.set_aside(request, now_s, settle_s):
-                    actions.append(self._dispatch(request, engine, pulled))
-                    room = self.fleet.room_tokens()
-                    self._since_oldest = 0 if oldest else self._since_oldest + 1
-                    continue
-            guard = guard and not oldest  # one try a round, or it would bring the next oldest
-        self.fleet.let_go()
-        for request in blocked:
-            queue.push(request)
-        return actions + self.settling.wake(now_s)
-
-    def _dispatch(self, request: Request, engine: Engine, pulled: int) -> Dispatch:
-        budget = request.budget_tokens
-        reserved = engine.reservation_for(request.need_tokens) if self.policy.reserves else 0
-        chunk = Chunk(ChunkId(next(self._chunk_ids)), request, engine, budget, reserved)
-        self.chunks[chunk.chunk_id] = chunk
-        self.fleet.take(chunk)
-        request.chunk, request.place = chunk, "in_flight"
-        if self.policy.pinned:
-            request.group.home = engine
-        came_from = request.last_engine
-        moved = came_from is not None and came_from is not engine
-        self._dispatched += 1
-        self._moved += moved
-        return Dispatch(
-            chunk_id=chunk.chunk_id,
-            request_id=request.request_id,
-            engine_id=engine.engine_id,
-            max_new_tokens=budget,
-            came_from=came_from.engine_id if came_from and moved else None,
-            pulled_tokens=pulled,
-        )
+    # ---- ends ----
 
     def _release(self, chunk: Chunk) -> Request:
         request = chunk.request

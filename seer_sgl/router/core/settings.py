@@ -39,3 +39,4 @@ class Statistics(msgspec.Struct, frozen=True):
     moved_chunks: int
     """Of these, those that went on from another engine."""
     delivered: int
+    paused: bool = False
