@@ -19,6 +19,7 @@ from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.drafts import DraftWatch
 from seer_sgl.router.http.app import build_app
 from seer_sgl.router.http.front import Front
+from seer_sgl.router.http.protocol import BoundedProtocol
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import (
     AgentMessage,
@@ -74,6 +75,7 @@ class RouterService:
         self._server = _QuietServer(
             uvicorn.Config(
                 build_app(front),
+                http=BoundedProtocol,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=2,

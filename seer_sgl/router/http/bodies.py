@@ -1,6 +1,7 @@
 """Bodies in and out: read up to a limit and not for ever, decoded, checked; answers as JSON."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,33 +14,49 @@ T = TypeVar("T")
 
 PART_PATIENCE_S = 30.0
 """How long a client may take for the next part of its body."""
+SLOWEST_BYTES_PER_S = 1024
+"""What a client has to send on average once that time is over."""
+
+
+async def body_parts(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes; the time that the caller takes for a part does not count.
+
+    Raises:
+        RequestError: 408 where its sender pauses, or dawdles.
+    """
+    clock = asyncio.get_running_loop().time
+    left_s = PART_PATIENCE_S
+    stream = aiter(request.stream())
+    while True:
+        began_s = clock()
+        try:
+            async with asyncio.timeout(min(left_s, PART_PATIENCE_S)):
+                part = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise RequestError("", "the body comes too slowly", status=408) from None
+        left_s += len(part) / SLOWEST_BYTES_PER_S - (clock() - began_s)
+        yield part
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """The whole body.
 
     Raises:
-        RequestError: 413 where it is larger than the limit, 408 where its sender pauses for too long.
+        RequestError: 413 where it is larger than the limit, 408 where it does not come.
     """
     too_large = RequestError("", f"the body is larger than the limit of {limit_bytes} bytes", status=413)
     if int(request.headers.get("content-length") or 0) > limit_bytes:
         raise too_large
     parts: list[bytes] = []
     size = 0
-    stream = aiter(request.stream())
-    while True:
-        try:
-            part = await asyncio.wait_for(anext(stream), PART_PATIENCE_S)
-        except StopAsyncIteration:
-            return b"".join(parts)
-        except TimeoutError:
-            raise RequestError(
-                "", f"no more of the body came within {PART_PATIENCE_S:g} s", status=408
-            ) from None
+    async for part in body_parts(request):
         size += len(part)
         if size > limit_bytes:
             raise too_large
         parts.append(part)
+    return b"".join(parts)
 
 
 def decoded(body: bytes) -> Any:
