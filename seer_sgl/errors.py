@@ -3,6 +3,7 @@
 SeerError
 ├── StartError            cannot start: one line to the user, exit code 2
 ├── ChildFailedError      a child process ended by itself; carries the last lines of its log
+├── EngineUnreachable     a server of SGLang's gave no answer, or broke off in the middle of one
 ├── RequestError          the caller's request is at fault; becomes an HTTP 4xx
 └── IllegalEventError     a bug: an event that the core's state does not allow
 """
@@ -28,6 +29,10 @@ class ChildFailedError(SeerError):
         super().__init__(f"{what}\n{log_tail}" if log_tail else what)
         self.what = what
         self.log_tail = log_tail
+
+
+class EngineUnreachable(SeerError):
+    """A SGLang server gave no answer, none that is HTTP, or only a part of one."""
 
 
 class RequestError(SeerError):

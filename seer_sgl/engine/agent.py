@@ -11,18 +11,15 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-import httpx
 import zmq
-import zmq.asyncio
 
-from seer_sgl.engine.sglang import EngineInfo, SGLangClient, error_message
-from seer_sgl.errors import ChildFailedError, StartError
+from seer_sgl.engine.sglang import EngineInfo, SGLangClient
+from seer_sgl.engine.work import Work
+from seer_sgl.errors import ChildFailedError, EngineUnreachable, StartError
+from seer_sgl.router.link import Pump
 from seer_sgl.router.messages import (
     AgentMessage,
     Call,
-    CallAnswered,
-    ChunkAnswered,
-    ChunkBroke,
     Heartbeat,
     Leave,
     ProtocolError,
@@ -30,6 +27,7 @@ from seer_sgl.router.messages import (
     Register,
     RouterMessage,
     RunChunk,
+    StopCall,
     StopChunk,
     Welcome,
     WhoAreYou,
@@ -41,14 +39,8 @@ from seer_sgl.types import ChunkId
 log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
-BROKEN_PAUSE_S = 2.0
-"""How long the news of broken work is held back. A server that goes down breaks it within milliseconds:
-told at once, the router would send it here again and again, and give it up before it hears that the
-engine left."""
 MAX_QUICK_ENDS = 3
 """A server that ends this often without having served is given up."""
-CALLS = ("/tokenize", "/detokenize")
-"""Paths besides `/generate` that a router may ask for."""
 
 
 class Server(Protocol):
@@ -73,7 +65,8 @@ class Agent:
         self._make_server = make_server
         self._head = head
         self._chunks: dict[ChunkId, tuple[str, asyncio.Task[None]]] = {}
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
         self._refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heartbeat_s = 1.0
         self.ready = asyncio.Event()
@@ -104,14 +97,18 @@ class Agent:
 
     async def _serve(self, server: Server, info: EngineInfo) -> ChildFailedError:
         """Work for the router until the server ends."""
-        with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as self._socket:
-            self._socket.setsockopt(zmq.LINGER, 500)
-            self._socket.setsockopt(zmq.SNDHWM, 0)
-            self._socket.connect(f"tcp://{self._head}")
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            socket.setsockopt(zmq.LINGER, 500)
+            # With no high-water marks zmq takes every message at once, both ways.
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.connect(f"tcp://{self._head}")
+            self._pump = Pump(socket, self._take_all)
             self._server, self._info = server, info
+            self._work = Work(server.client, info, self._send)
             self._register()
             watch = asyncio.create_task(server.wait_ended())
-            loops = [asyncio.create_task(self._receive()), asyncio.create_task(self._beat())]
+            loops = [asyncio.create_task(self._pump.run()), asyncio.create_task(self._beat())]
             ends: list[asyncio.Future[Any]] = [watch, self._refusal, *loops]
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -128,22 +125,23 @@ class Agent:
                 raise
             finally:
                 self.ready.clear()
+                self._pump.flush()
                 await self._end_tasks([watch, *loops])
 
     async def _end_tasks(self, tasks: list[asyncio.Task[Any]]) -> None:
-        everything = [*tasks, *(task for _, task in self._chunks.values()), *self._calls]
-        for task in everything:
+        work = [*(task for _, task in self._chunks.values()), *self._calls.values(), *self._aborts]
+        for task in (*tasks, *work):
             task.cancel()
-        await asyncio.gather(*everything, return_exceptions=True)
+        await asyncio.gather(*tasks, *work, return_exceptions=True)
         self._chunks.clear()
+        self._calls.clear()
 
     @property
     def _engine_id(self) -> Any:
         return self._info.spec.engine_id
 
     def _send(self, message: AgentMessage) -> None:
-        # With no high-water mark zmq takes every message at once; the future needs no waiting.
-        self._socket.send(encode(message))
+        self._pump.send(None, encode(message))
 
     def _register(self) -> None:
         info = self._info
@@ -154,19 +152,19 @@ class Agent:
                 info.model,
                 info.sglang_version,
                 info.weight_version,
+                info.facts,
             )
         )
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(EngineUnreachable):
                 load = await self._server.client.load()
                 self._send(Heartbeat(self._engine_id, *load))
 
-    async def _receive(self) -> None:
-        while True:
-            frame = await self._socket.recv()
+    def _take_all(self, frames: list[bytes]) -> None:
+        for frame in frames:
             try:
                 message = decode_from_router(frame)
             except ProtocolError as error:
@@ -176,18 +174,21 @@ class Agent:
     def _take(self, message: RouterMessage) -> None:
         match message:
             case RunChunk(chunk_id=chunk_id):
-                task = asyncio.create_task(self._run_chunk(message))
+                task = asyncio.create_task(self._work.run_chunk(message))
                 self._chunks[chunk_id] = message.body["rid"], task
                 task.add_done_callback(partial(self._chunk_ended, chunk_id))
-            case StopChunk(chunk_id=chunk_id) if chunk_id in self._chunks:
-                self._start_call(self._abort(self._chunks[chunk_id][0]))
-            case StopChunk():
-                pass  # it has ended meanwhile
-            case Call():
-                self._start_call(self._answer_call(message))
-            case Welcome(heartbeat_s=heartbeat_s):
-                self._heartbeat_s = heartbeat_s
-                self.ready.set()
+            case StopChunk(chunk_id=chunk_id):
+                if chunk_id in self._chunks:  # else it has ended meanwhile
+                    self._abort(self._chunks[chunk_id][0])
+            case Call(call_id=call_id):
+                task = asyncio.create_task(self._work.perform(message))
+                self._calls[call_id] = task
+                task.add_done_callback(partial(self._call_ended, call_id))
+            case StopCall(call_id=call_id):
+                if call_id in self._calls:
+                    self._calls[call_id].cancel()
+            case Welcome():
+                self._welcome(message)
             case WhoAreYou():
                 self._forget_work()
                 self._register()
@@ -196,48 +197,39 @@ class Agent:
             case _:
                 log.warning("a message that is not for an agent: %s", message)
 
-    def _start_call(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+    def _welcome(self, message: Welcome) -> None:
+        self._heartbeat_s = message.heartbeat_s
+        if message.http_port:
+            self._work.router_url = f"http://{self._head.rpartition(':')[0]}:{message.http_port}"
+        self.ready.set()
+
+    def _abort(self, rid: str) -> None:
+        task = asyncio.create_task(self._work.abort(rid))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
 
     def _chunk_ended(self, chunk_id: ChunkId, task: asyncio.Task[None]) -> None:
         if chunk_id in self._chunks and self._chunks[chunk_id][1] is task:
             del self._chunks[chunk_id]
+        _tell_failure(task)
+
+    def _call_ended(self, call_id: int, task: asyncio.Task[None]) -> None:
+        if self._calls.get(call_id) is task:
+            del self._calls[call_id]
+        _tell_failure(task)
 
     def _forget_work(self) -> None:
         """A router that does not know this engine does not wait for its work. If it was started
         afresh it uses the same numbers again, so no answer to an old one may reach it."""
-        for call in self._calls:
+        for call in self._calls.values():
             call.cancel()
+        self._calls.clear()
         for rid, task in self._chunks.values():
             task.cancel()
-            self._start_call(self._abort(rid))
+            self._abort(rid)
         self._chunks.clear()
 
-    async def _run_chunk(self, message: RunChunk) -> None:
-        status: int | None = None
-        try:
-            status, body = await self._server.client.post("/generate", message.body)
-        except httpx.HTTPError as error:
-            body = f"no answer from SGLang: {type(error).__name__} {error}"
-        if status == 200:
-            self._send(ChunkAnswered(self._engine_id, message.chunk_id, body))
-            return
-        if status is None or status >= 500:
-            await asyncio.sleep(BROKEN_PAUSE_S)
-        self._send(ChunkBroke(self._engine_id, message.chunk_id, error_message(body), status))
 
-    async def _abort(self, rid: str) -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            await self._server.client.post("/abort_request", {"rid": rid})
-
-    async def _answer_call(self, call: Call) -> None:
-        status, body = 404, f"{call.path} is not a path that a router may ask for"
-        if call.path in CALLS:
-            try:
-                status, body = await self._server.client.post(call.path, call.body)
-            except httpx.HTTPError as error:
-                status, body = 503, f"no answer from SGLang: {error}"
-                await asyncio.sleep(BROKEN_PAUSE_S)
-        self._send(CallAnswered(self._engine_id, call.call_id, status, body))
+def _tell_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a bug: a task of the agent failed", exc_info=error)

@@ -1,12 +1,24 @@
 """SGLang's HTTP interface as the agent uses it."""
 
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
-import httpx
+import aiohttp
 import msgspec
+from yarl import URL
 
 from seer_sgl.engine.plugin import PROOF_KEY
+from seer_sgl.errors import EngineUnreachable
 from seer_sgl.types import EngineId, EngineSpec
+
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 4.0
+"""SGLang's server closes a connection that was idle for 5 s; one on which it does so while we send the
+next request breaks that request."""
+_JSON = {"content-type": "application/json"}
+_HOP_BY_HOP = frozenset("connection keep-alive transfer-encoding content-length date server".split())
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -18,6 +30,24 @@ class EngineInfo(msgspec.Struct, frozen=True):
     weight_version: str
     plugin: dict[str, Any] | None
     """Our plugin's own line, None where the plugin is not active in the server."""
+    facts: dict[str, Any] = {}
+    """Its arguments, scalars only, and `front`: whether our plugin serves divided chat."""
+
+
+class Answer(Protocol):
+    """A server's answer whose head is here. Reading raises EngineUnreachable where it breaks off."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case; without those that belong to one connection."""
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        ...
+
+    def parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        ...
 
 
 class SGLangClient:
@@ -25,42 +55,58 @@ class SGLangClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # A chunk takes as long as it takes: no read timeout. The server's end is noticed otherwise.
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-            trust_env=False,
-        )
+        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        await self._http.aclose()
+        """Hang up. The client may be used again after."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def open(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> AbstractAsyncContextManager[Answer]:
+        """A request's answer, to be read inside the block; leaving it before the end hangs up.
+
+        Args:
+            target: path with query, as it goes on the wire.
+            timeout_s: for the whole of it. None: a chunk takes as long as it takes, and a server's end
+                is noticed otherwise.
+
+        Raises:
+            EngineUnreachable: on entering, where there is no answer.
+        """
+        return _Exchange(self._http(), method, self.url + target, body, headers or {}, timeout_s)
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and decoded answer.
 
         Raises:
-            httpx.HTTPError: there was no answer.
+            EngineUnreachable: there was no answer.
         """
-        response = await self._http.post(
-            path,
-            content=msgspec.json.encode(body),
-            headers={"content-type": "application/json"},
-        )
-        return response.status_code, _decoded(response)
+        async with self.open("POST", path, msgspec.json.encode(body), _JSON) as answer:
+            return answer.status, decoded(await answer.read())
 
     async def healthy(self) -> bool:
         """True once the server has generated a token on request (takes a second or more)."""
         try:
-            response = await self._http.get("/health_generate", timeout=30.0)
-        except httpx.HTTPError:
+            async with self.open("GET", "/health_generate", timeout_s=30.0) as answer:
+                return answer.status == 200
+        except EngineUnreachable:
             return False
-        return response.status_code == 200
 
     async def load(self) -> tuple[int, int, int]:
-        """Running requests, waiting requests, used KV tokens; summed over data-parallel ranks."""
-        response = await self._http.get("/v1/loads", params={"include": "core"}, timeout=10.0)
-        loads = response.raise_for_status().json()["loads"]
+        """Running requests, waiting requests, used KV tokens; summed over data-parallel ranks.
+
+        Raises:
+            EngineUnreachable: the server does not answer.
+        """
+        loads = (await self._get("/v1/loads?include=core", 10.0))["loads"]
         running = sum(load["num_running_reqs"] for load in loads)
         waiting = sum(load["num_waiting_reqs"] for load in loads)
         return running, waiting, sum(load["num_used_tokens"] for load in loads)
@@ -69,11 +115,11 @@ class SGLangClient:
         """Capacity, versions, and whether our plugin is active.
 
         Raises:
-            httpx.HTTPError: the server does not answer.
+            EngineUnreachable: the server does not answer.
         """
-        server = (await self._http.get("/server_info", timeout=30.0)).raise_for_status().json()
-        model = (await self._http.get("/model_info", timeout=30.0)).raise_for_status().json()
-        models = (await self._http.get("/v1/models", timeout=30.0)).raise_for_status().json()
+        server = await self._get("/server_info", 30.0)
+        model = await self._get("/model_info", 30.0)
+        models = await self._get("/v1/models", 30.0)
         state = server["internal_states"][0]
         plugin = state.get(PROOF_KEY)
         spec = EngineSpec(
@@ -90,14 +136,102 @@ class SGLangClient:
             sglang_version=server["version"],
             weight_version=str(model["weight_version"]),
             plugin=plugin,
+            facts=_facts(server, plugin),
         )
 
+    async def _get(self, target: str, timeout_s: float) -> Any:
+        async with self.open("GET", target, timeout_s=timeout_s) as answer:
+            content = await answer.read()
+        if answer.status != 200:
+            raise EngineUnreachable(f"{target} answered {answer.status}: {content[:200]!r}")
+        try:
+            return msgspec.json.decode(content)
+        except msgspec.DecodeError as error:
+            raise EngineUnreachable(f"{target} answered no JSON: {error}") from None
 
-def _decoded(response: httpx.Response) -> Any:
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Made here, as it takes the running loop.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+                timeout=_timeout(None),
+                # Else it asks for compressed answers, and unpacks them for nothing.
+                headers={"accept-encoding": "identity"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+class _Exchange:
+    """One request, made on entering; the answer to it."""
+
+    __slots__ = ("_arguments", "_response", "_session", "headers", "status")
+
+    def __init__(self, session: aiohttp.ClientSession, *arguments: Any) -> None:
+        self._session = session
+        self._arguments = arguments
+
+    async def __aenter__(self) -> "_Exchange":
+        method, url, body, headers, timeout_s = self._arguments
+        with _reworded():
+            self._response = await self._session.request(
+                method,
+                URL(url, encoded=True),
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+                timeout=_timeout(timeout_s),
+            )
+        self.status = self._response.status
+        self.headers = {
+            name.lower(): value
+            for name, value in self._response.headers.items()
+            if name.lower() not in _HOP_BY_HOP
+        }
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._response.release()  # a connection with an unread rest is closed
+
+    async def read(self) -> bytes:
+        with _reworded():
+            return await self._response.read()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        with _reworded():
+            async for data in self._response.content.iter_any():
+                yield data
+
+
+@contextlib.contextmanager
+def _reworded() -> Iterator[None]:
     try:
-        return msgspec.json.decode(response.content)
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URL that is none
+        raise EngineUnreachable(f"{type(error).__name__} {error}".strip()) from error
+
+
+def _timeout(total_s: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
+
+
+def _facts(server: dict[str, Any], plugin: dict[str, Any] | None) -> dict[str, Any]:
+    """Scalar arguments of a server, without those that are secret."""
+    facts = {
+        name: value
+        for name, value in server.items()
+        if (value is None or isinstance(value, bool | int | float | str)) and "api_key" not in name
+    }
+    return {**facts, "front": bool(plugin and plugin.get("front"))}
+
+
+def decoded(content: bytes) -> Any:
+    """What a body says: JSON, or else its text."""
+    try:
+        return msgspec.json.decode(content)
     except msgspec.DecodeError:
-        return response.text
+        return content.decode("utf-8", "replace")
 
 
 def error_message(body: Any) -> str:

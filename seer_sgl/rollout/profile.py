@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-import httpx
 import msgspec
 from msgspec.structs import replace
 
 from seer_sgl.engine.sglang import EngineInfo, SGLangClient, error_message
-from seer_sgl.errors import ChildFailedError, StartError
+from seer_sgl.errors import ChildFailedError, EngineUnreachable, StartError
 from seer_sgl.sim.fit import (
     LEAD_TOKENS,
     SHORT_PROMPT_TOKENS,
@@ -118,7 +117,7 @@ async def _ask(client: SGLangClient) -> EngineInfo:
     try:
         info = await client.info(EngineId(client.url))
         running, waiting, _ = await client.load()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+    except (EngineUnreachable, ValueError, LookupError) as error:
         raise StartError(
             f"no SGLang server answers at {client.url} ({type(error).__name__}: {_line(error)}); "
             "start one, or name its own address, not a router's"
@@ -329,7 +328,7 @@ class _Bench:
     async def _post(self, client: SGLangClient, path: str, body: dict[str, Any]) -> Any:
         try:
             status, answer = await client.post(path, body)
-        except httpx.HTTPError as error:
+        except EngineUnreachable as error:
             what = f"the SGLang server at {client.url} stopped answering: {_line(error)}"
             raise ChildFailedError(what, "") from None
         if status != 200:

@@ -1,12 +1,10 @@
-"""The ZeroMQ ROUTER socket: frames in and out, nothing decided."""
+"""The ZeroMQ sockets between router and agents: frames in and out, nothing decided."""
 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from seer_sgl.errors import StartError
 from seer_sgl.router.messages import (
@@ -21,6 +19,69 @@ from seer_sgl.router.messages import (
 log = logging.getLogger(__name__)
 
 OnMessage = Callable[[bytes, AgentMessage], None]
+_MOST_AT_ONCE = 256
+"""Deliveries that are taken in before other work of the loop has its turn."""
+
+
+class Pump:
+    """Moves frames between a socket and the event loop without a future or a task for each of them.
+
+    What is sent to one peer within a turn of the loop leaves as one delivery of several frames.
+
+    Args:
+        socket: a ROUTER or DEALER without a high-water mark, so that it takes every frame at once.
+        take: called with each delivery; a ROUTER's begins with the peer.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", take: Callable[[list[bytes]], None]) -> None:
+        self._socket = socket
+        self._take = take
+        self._out: dict[bytes | None, list[bytes]] = {}
+        self._ended: asyncio.Future[None] | None = None
+
+    def send(self, peer: bytes | None, frame: bytes) -> None:
+        """Queue a frame. `peer`: None on a DEALER."""
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._out.setdefault(peer, []).append(frame)
+
+    def flush(self) -> None:
+        """Send what is queued. A peer that is gone is noticed by its silence, not here."""
+        out, self._out = self._out, {}
+        if not out or self._socket.closed:
+            return
+        for peer, frames in out.items():
+            try:
+                self._socket.send_multipart(frames if peer is None else [peer, *frames], zmq.NOBLOCK)
+            except zmq.ZMQError as error:
+                log.warning("a message did not leave: %s", error)
+        self._read()  # the socket's descriptor does not tell again of what arrived while it sent
+
+    async def run(self) -> None:
+        """Take deliveries in until cancelled, or until `take` raises: that is raised."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        descriptor = self._socket.FD
+        loop.add_reader(descriptor, self._read)
+        loop.call_soon(self._read)
+        try:
+            await self._ended
+        finally:
+            loop.remove_reader(descriptor)
+            self._ended = None
+
+    def _read(self) -> None:
+        if self._ended is None or self._ended.done() or self._socket.closed:
+            return
+        try:
+            for _ in range(_MOST_AT_ONCE):
+                self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+        except Exception as error:
+            self._ended.set_exception(error)
+            return
+        asyncio.get_running_loop().call_soon(self._read)
 
 
 class AgentLink:
@@ -32,7 +93,7 @@ class AgentLink:
         Raises:
             StartError: the port is taken, or is not ours to take.
         """
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         # Nothing may be dropped: a lost chunk would keep its client waiting for ever. What is queued
@@ -40,6 +101,8 @@ class AgentLink:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._pump = Pump(self._socket, self._take)
+        self._on_message: OnMessage = lambda peer, message: None
         try:
             self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
@@ -51,26 +114,24 @@ class AgentLink:
 
     def send(self, peer: bytes, message: Message) -> None:
         """Queue a message. A peer that is gone is noticed by its silence, not here."""
-        sent = asyncio.ensure_future(self._socket.send_multipart([peer, encode(message)]))
-        sent.add_done_callback(_note_unreachable)
+        self._pump.send(peer, encode(message))
 
     async def receive_forever(self, on_message: OnMessage) -> None:
         """Hand every message on, in order. Refuses peers of another protocol version."""
-        while True:
-            peer, frame = await self._socket.recv_multipart()
+        self._on_message = on_message
+        await self._pump.run()
+
+    def _take(self, delivery: list[bytes]) -> None:
+        peer, *frames = delivery
+        for frame in frames:
             try:
                 message = decode_from_agent(frame)
             except ProtocolError as error:
                 log.warning("refused a peer: %s", error)
                 self.send(peer, Refused(str(error)))
                 continue
-            on_message(peer, message)
+            self._on_message(peer, message)
 
     def close(self) -> None:
         self._socket.close()
         self._context.term()
-
-
-def _note_unreachable(sent: "asyncio.Future[Any]") -> None:
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        log.warning("a message did not leave: %s", error)

@@ -12,7 +12,7 @@ from seer_sgl.kv.pool import PoolAddress
 from seer_sgl.spec.settings import DraftSettings
 from seer_sgl.types import ChunkId, EngineId, EngineSpec
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by every change that an older peer would misread."""
 
 
@@ -37,6 +37,9 @@ class Register(Message, frozen=True):
     model: str
     sglang_version: str
     weight_version: str
+    facts: dict[str, Any] = {}
+    """What SGLang's `/server_info` says of its arguments, scalars only (`tp_size`, `pp_size`,
+    `enable_memory_saver`, ...), and `front`: true where our plugin serves divided chat."""
 
 
 class Heartbeat(Message, frozen=True):
@@ -48,8 +51,21 @@ class Heartbeat(Message, frozen=True):
     used_tokens: int
 
 
+class ChunkProgress(Message, frozen=True):
+    """What a chunk that streams has produced since the last such message."""
+
+    engine_id: EngineId
+    chunk_id: ChunkId
+    keep_chars: int
+    """The chunk's text so far is `old_text[:keep_chars] + text`."""
+    text: str
+    new_ids: list[int]
+    meta: dict[str, Any]
+    """SGLang's `meta_info`, its lists with an entry per output token cut to the new entries."""
+
+
 class ChunkAnswered(Message, frozen=True):
-    """SGLang's whole answer to one chunk."""
+    """SGLang's whole answer to one chunk, also after `ChunkProgress`."""
 
     engine_id: EngineId
     chunk_id: ChunkId
@@ -67,12 +83,40 @@ class ChunkBroke(Message, frozen=True):
 
 
 class CallAnswered(Message, frozen=True):
-    """The answer to a `Call`."""
+    """The whole answer to a `Call`."""
 
     engine_id: EngineId
     call_id: int
     status: int
-    body: Any
+    """SGLang's HTTP status; 0 where there was no answer, and `body` says why."""
+    headers: dict[str, str]
+    body: bytes
+
+
+class CallBegan(Message, frozen=True):
+    """The answer to a `Call` is a stream of events; it follows in parts."""
+
+    engine_id: EngineId
+    call_id: int
+    status: int
+    headers: dict[str, str]
+
+
+class CallPart(Message, frozen=True):
+    """The next bytes of a streamed answer."""
+
+    engine_id: EngineId
+    call_id: int
+    data: bytes
+
+
+class CallEnded(Message, frozen=True):
+    """A streamed answer is over."""
+
+    engine_id: EngineId
+    call_id: int
+    error: str
+    """Why it is cut off; empty where it is whole."""
 
 
 class Leave(Message, frozen=True):
@@ -98,6 +142,8 @@ class Welcome(Message, frozen=True):
     """The engine is registered."""
 
     heartbeat_s: float
+    http_port: int = 0
+    """Where the router serves HTTP, on the host that the agent dialled; 0 where it does not."""
 
 
 class Refused(Message, frozen=True):
@@ -115,6 +161,8 @@ class RunChunk(Message, frozen=True):
 
     chunk_id: ChunkId
     body: dict[str, Any]
+    streams: bool = False
+    """Tell what comes of it while it runs, by `ChunkProgress`."""
 
 
 class StopChunk(Message, frozen=True):
@@ -124,15 +172,36 @@ class StopChunk(Message, frozen=True):
 
 
 class Call(Message, frozen=True):
-    """Send this body to another of SGLang's paths, by POST."""
+    """An HTTP request to the engine's server."""
 
     call_id: int
-    path: str
-    body: dict[str, Any]
+    method: str
+    target: str
+    """Path with query."""
+    headers: dict[str, str]
+    body: bytes
 
 
-AgentMessage = AskHead | Register | Heartbeat | ChunkAnswered | ChunkBroke | CallAnswered | Leave
-RouterMessage = Head | Welcome | Refused | WhoAreYou | RunChunk | StopChunk | Call
+class StopCall(Message, frozen=True):
+    """Nobody waits for this call any more: hang up."""
+
+    call_id: int
+
+
+AgentMessage = (
+    AskHead
+    | Register
+    | Heartbeat
+    | ChunkProgress
+    | ChunkAnswered
+    | ChunkBroke
+    | CallAnswered
+    | CallBegan
+    | CallPart
+    | CallEnded
+    | Leave
+)
+RouterMessage = Head | Welcome | Refused | WhoAreYou | RunChunk | StopChunk | Call | StopCall
 
 M = TypeVar("M")
 

@@ -7,8 +7,8 @@ from functools import partial
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine.agent import Agent
+from seer_sgl.engine.attached import AttachedServer
 from seer_sgl.engine.process import free_port
-from seer_sgl.engine.server import AttachedServer
 from seer_sgl.router.core import Policy
 from seer_sgl.router.service import RouterService
 from seer_sgl.spec.settings import DraftSettings

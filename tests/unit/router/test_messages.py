@@ -13,23 +13,29 @@ E = EngineId("e")
 
 FROM_AGENTS: list[m.AgentMessage] = [
     m.AskHead(),
-    m.Register(FAKE_SPEC, "http://x", "model", "0.5.23", "v1"),
+    m.Register(FAKE_SPEC, "http://x", "model", "0.5.23", "v1", {"tp_size": 2, "quantization": None}),
     m.Heartbeat(E, 1, 2, 3),
     m.ChunkAnswered(E, ChunkId(5), {"output_ids": [1], "meta_info": {"x": None}}),
     m.ChunkBroke(E, ChunkId(5), "why", 400),
-    m.CallAnswered(E, 3, 200, {"tokens": [[1]]}),
+    m.ChunkProgress(E, ChunkId(5), 3, "abc", [1, 2], {"finish_reason": None}),
+    m.CallAnswered(E, 3, 200, {"content-type": "text/plain"}, b"\xff\x00"),
+    m.CallBegan(E, 3, 200, {"content-type": "text/event-stream"}),
+    m.CallPart(E, 3, b"data: {}\n\n"),
+    m.CallEnded(E, 3, ""),
     m.Leave(E, "bye"),
 ]
 FROM_ROUTERS: list[m.RouterMessage] = [
     m.Head("model", PoolAddress("h:1", "http://h:2/metadata"), ["--x"]),
     m.Head("model", None, []),
     m.Head("model", None, [], DraftSettings(servers=("tcp://h:3",), max_nodes=7)),
-    m.Welcome(1.0),
+    m.Welcome(1.0, 8000),
     m.Refused("no"),
     m.WhoAreYou(),
     m.RunChunk(ChunkId(1), {"input_ids": [1, 2]}),
     m.StopChunk(ChunkId(1)),
-    m.Call(1, "/tokenize", {"prompt": ["a"]}),
+    m.RunChunk(ChunkId(1), {"input_ids": [1, 2]}, streams=True),
+    m.Call(1, "POST", "/x?y=1", {"content-type": "text/plain"}, b"\xff"),
+    m.StopCall(1),
 ]
 
 
@@ -45,11 +51,11 @@ def test_router_messages_round_trip(message: m.RouterMessage) -> None:
 
 def test_another_version_is_refused_with_both_numbers() -> None:
     frame = msgspec.msgpack.encode({"type": "AskHead", "protocol": 99})
-    with pytest.raises(m.ProtocolError, match="speaks protocol 99, this side 1"):
+    with pytest.raises(m.ProtocolError, match="speaks protocol 99, this side 2"):
         m.decode_from_agent(frame)
 
 
-@pytest.mark.parametrize("frame", [b"", b"junk", msgspec.msgpack.encode({"protocol": 1})])
+@pytest.mark.parametrize("frame", [b"", b"junk", msgspec.msgpack.encode({"protocol": 2})])
 def test_junk_is_refused(frame: bytes) -> None:
     with pytest.raises(m.ProtocolError):
         m.decode_from_agent(frame)

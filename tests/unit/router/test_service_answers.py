@@ -49,11 +49,7 @@ def test_text_is_tokenized_by_an_engine() -> None:
 def test_text_without_a_token_is_refused() -> None:
     async def scenario() -> None:
         engine = server()
-
-        async def no_tokens(path: str, body: dict[str, Any]) -> tuple[int, Any]:
-            return 200, {"tokens": [[] for _ in body["prompt"]]}
-
-        engine.client.post = no_tokens  # type: ignore[method-assign]
+        engine.script["/tokenize"] = {"tokens": [[]]}
         async with cluster(engine) as it:
             answer = await it.post({"text": "?"})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text")

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from seer_sgl.errors import StartError
+from seer_sgl.errors import EngineUnreachable, StartError
 from seer_sgl.router.core.policy import DIVIDED
+from seer_sgl.testing.controls import Asked
 from seer_sgl.testing.engine import END_TOKEN, FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
@@ -103,7 +104,7 @@ def test_a_refusal_is_passed_on_and_not_tried_again() -> None:
 def test_an_engine_that_breaks_every_time_is_given_up(
     status: int, seen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seer_sgl.engine.agent.BROKEN_PAUSE_S", 0.01)
+    monkeypatch.setattr("seer_sgl.engine.work.BROKEN_PAUSE_S", 0.01)
 
     async def scenario() -> None:
         engine = refusing(status, "it broke")
@@ -208,15 +209,8 @@ def test_a_silent_engine_is_taken_for_gone() -> None:
 def test_an_engine_that_says_more_than_it_was_asked_for_is_not_believed() -> None:
     async def scenario() -> None:
         liar = server("a")
-        honest = liar.client.post
-
-        async def chatty(path: str, body: dict[str, Any]) -> tuple[int, Any]:
-            status, answer = await honest(path, body)
-            if path == "/generate":
-                answer["output_ids"] += [9] * 200
-            return status, answer
-
-        liar.client.post = chatty  # type: ignore[method-assign]
+        meta = {"finish_reason": {"type": "length", "length": 50}}
+        liar.script["/generate"] = {"text": "", "output_ids": [9] * 250, "meta_info": meta}
         async with cluster(liar) as it:
             answer = await it.post({"input_ids": [5], "sampling_params": {"max_new_tokens": 50}})
         assert answer.status_code == 503
@@ -228,15 +222,12 @@ def test_an_engine_that_says_more_than_it_was_asked_for_is_not_believed() -> Non
 def test_a_lone_engine_that_dies_before_the_text_is_made() -> None:
     async def scenario() -> None:
         dying = server("a")
-        generate = dying.client.post
 
-        async def refuse_last_step(path: str, body: dict[str, Any]) -> tuple[int, Any]:
-            if path == "/generate":
-                return await generate(path, body)
+        def refuse_last_step(_: Asked) -> Exception:
             asyncio.get_running_loop().call_later(0.05, dying.kill)
-            raise httpx.ConnectError("refused")
+            return EngineUnreachable("refused")
 
-        dying.client.post = refuse_last_step  # type: ignore[method-assign]
+        dying.script["/detokenize"] = refuse_last_step
         async with cluster(chunk_tokens=20) as it:
             await it.join(dying, server("a"))
             answer = await it.generate(PROMPTS[0])

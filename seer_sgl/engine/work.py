@@ -1,0 +1,132 @@
+"""What an agent does for its router: runs a chunk, performs a call. Each ends in one message."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from seer_sgl.engine.guards import objection
+from seer_sgl.engine.increments import EventError, Events, Increments
+from seer_sgl.engine.sglang import Answer, EngineInfo, SGLangClient, decoded, error_message
+from seer_sgl.errors import EngineUnreachable
+from seer_sgl.router.messages import (
+    AgentMessage,
+    Call,
+    CallAnswered,
+    CallBegan,
+    CallEnded,
+    CallPart,
+    ChunkAnswered,
+    ChunkBroke,
+    ChunkProgress,
+    RunChunk,
+)
+
+BROKEN_PAUSE_S = 2.0
+"""How long the news of broken work is held back. A server that goes down breaks it within milliseconds:
+told at once, the router would send it here again and again, and give it up before it hears that the
+engine left."""
+_JSON = {"content-type": "application/json"}
+
+
+class Work:
+    """One engine's side of the wire.
+
+    Args:
+        send: takes what is to be told to the router.
+    """
+
+    def __init__(
+        self, client: SGLangClient, info: EngineInfo, send: Callable[[AgentMessage], None]
+    ) -> None:
+        self._client = client
+        self._engine_id = info.spec.engine_id
+        self._facts = info.facts
+        self._send = send
+        self.router_url = ""
+        """Where the router serves HTTP; told to SGLang with every call."""
+
+    async def run_chunk(self, message: RunChunk) -> None:
+        """To its end, whichever that is."""
+        try:
+            told = await (self._streamed(message) if message.streams else self._whole(message))
+        except EngineUnreachable as error:
+            told = self._broke(message, f"no answer from SGLang: {error}", None)
+        if isinstance(told, ChunkBroke) and (told.status is None or told.status >= 500):
+            await asyncio.sleep(BROKEN_PAUSE_S)
+        self._send(told)
+
+    async def _whole(self, message: RunChunk) -> ChunkAnswered | ChunkBroke:
+        status, body = await self._client.post("/generate", message.body)
+        if status == 200:
+            return ChunkAnswered(self._engine_id, message.chunk_id, body)
+        return self._broke(message, error_message(body), status)
+
+    async def _streamed(self, message: RunChunk) -> ChunkAnswered | ChunkBroke:
+        events = Events()
+        increments = Increments(bool(self._facts.get("incremental_streaming_output")))
+        content = msgspec.json.encode({**message.body, "stream": True})
+        async with self._client.open("POST", "/generate", content, _JSON) as answer:
+            if answer.status != 200:
+                return self._broke(message, error_message(decoded(await answer.read())), answer.status)
+            try:
+                async for data in answer.parts():
+                    if payloads := events.feed(data):
+                        delta = increments.take(payloads)
+                        self._send(ChunkProgress(self._engine_id, message.chunk_id, *delta))
+            except EventError as error:
+                return self._broke(message, str(error), error.status)
+        finish = increments.finish_reason
+        if finish is None:
+            return self._broke(message, "SGLang ended the stream before the chunk's end", None)
+        # A whole answer of this kind is an HTTP error.
+        status = finish.get("status_code")
+        if finish.get("type") == "abort" and isinstance(status, int) and status >= 400:
+            return self._broke(message, str(finish.get("message")), status)
+        return ChunkAnswered(self._engine_id, message.chunk_id, increments.answer())
+
+    def _broke(self, message: RunChunk, reason: str, status: int | None) -> ChunkBroke:
+        return ChunkBroke(self._engine_id, message.chunk_id, reason, status)
+
+    async def abort(self, rid: str) -> None:
+        """Tell SGLang to end a request; what it was comes as its answer."""
+        try:
+            await self._client.post("/abort_request", {"rid": rid})
+        except EngineUnreachable:
+            pass  # then it has ended
+
+    async def perform(self, call: Call) -> None:
+        """Make a call and tell its answer, in parts where it is a stream of events."""
+        reason = objection(call.method, call.target, call.body, self._facts)
+        if reason:
+            self._send(self._refusal(call, reason))
+            return
+        headers = call.headers
+        if self.router_url:
+            headers = {**headers, "x-seer-router": self.router_url}
+        try:
+            async with self._client.open(call.method, call.target, call.body, headers) as answer:
+                if answer.headers.get("content-type", "").startswith("text/event-stream"):
+                    await self._pass_on(call, answer)
+                    return
+                content = await answer.read()
+        except EngineUnreachable as error:
+            await asyncio.sleep(BROKEN_PAUSE_S)
+            reason = f"no answer from SGLang: {error}"
+            self._send(CallAnswered(self._engine_id, call.call_id, 0, {}, reason.encode()))
+            return
+        self._send(CallAnswered(self._engine_id, call.call_id, answer.status, answer.headers, content))
+
+    def _refusal(self, call: Call, reason: str) -> CallAnswered:
+        body = msgspec.json.encode({"error": {"message": reason}})
+        return CallAnswered(self._engine_id, call.call_id, 400, dict(_JSON), body)
+
+    async def _pass_on(self, call: Call, answer: Answer) -> None:
+        self._send(CallBegan(self._engine_id, call.call_id, answer.status, answer.headers))
+        error = ""
+        try:
+            async for data in answer.parts():
+                self._send(CallPart(self._engine_id, call.call_id, data))
+        except EngineUnreachable as broken:
+            error = f"SGLang broke off: {broken}"
+        self._send(CallEnded(self._engine_id, call.call_id, error))
