@@ -1,9 +1,10 @@
 """The doorway into SGLang: both entry points that SGLang calls in each of its processes.
 
 `activate_platform` answers with our CPU platform only where no accelerator is present, so a CUDA
-machine never sees it. `load` registers the speculative algorithm, on our CPU platform also attention
-and sampling, and one hook that adds our own line to `/server_info`; SGLang logs a plugin that fails and
-goes on without it, and that line is how a launcher proves that it did not.
+machine never sees it. `load` registers the speculative algorithm, the front that has the router generate
+what comes through it, on our CPU platform also attention and sampling, and one hook that adds our own
+line to `/server_info`; SGLang logs a plugin that fails and goes on without it, and that line is how a
+launcher proves that it did not.
 """
 
 import os
@@ -47,9 +48,10 @@ def load() -> None:
     """Register our hooks. SGLang calls this once in each process, before it serves."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from seer_sgl.engine import speculative
+    from seer_sgl.engine import front, speculative
 
     HookRegistry.register(_INTERNAL_STATE, _add_proof, HookType.AFTER)
+    HookRegistry.register(front.TARGET, front.generate_request, HookType.AROUND)
     speculative.register()
     if activate_platform() is not None:
         _load_on_cpu()
@@ -92,8 +94,20 @@ def _add_proof(output: Any, controller: Any, _request: Any) -> Any:
         "vocab_size": int(config.vocab_size),
         "context_tokens": int(config.context_len),
         "speculation": _speculation(controller.scheduler),
+        "front": _front_is_active(controller.scheduler.server_args),
     }
     return output
+
+
+def _front_is_active(server_args: Any) -> bool:
+    """Whether this server has the router generate what comes through it.
+
+    Hooks are the same in all processes, but SGLang loads no plugin where it starts several of HTTP.
+    """
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    hooked = hasattr(TokenizerManager.generate_request, "__wrapped__")
+    return hooked and int(server_args.tokenizer_worker_num) == 1
 
 
 def _speculation(scheduler: Any) -> dict[str, Any] | None:
