@@ -12,6 +12,9 @@ from seer_sgl.errors import RequestError
 
 T = TypeVar("T")
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises. A `ValidationError` is a `DecodeError`, too."""
+
 PART_PATIENCE_S = 30.0
 """How long a client may take for the next part of its body."""
 SLOWEST_BYTES_PER_S = 1024
@@ -63,7 +66,7 @@ def decoded(body: bytes) -> Any:
     """Raises RequestError where it is not JSON."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise RequestError("", f"the body is not JSON: {error}") from None
 
 
@@ -74,7 +77,7 @@ def decoded_as(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise RequestError(path.strip("`.").rstrip("`"), message) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise RequestError("", f"the body is not JSON: {error}") from None
 
 

@@ -73,6 +73,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Not worth a line in the log: the request is served as if it asked for none."""
+
     def _start_timer(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(HEAD_PATIENCE_S, self._timed_out)
@@ -90,10 +93,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer and hang up; where an answer is on its way already, only hang up."""
+        """Answer and hang up; where an earlier request waits for its own answer, only hang up."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        ours = (
+            cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        )
+        if ours and not self.pipeline:
             answer = error_response(status, message)
             head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "connection: close"]
             head += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
