@@ -1,9 +1,9 @@
 """SGLang's OpenAI front over the whole cluster. Runs inside SGLang's HTTP process.
 
-A chat that reaches this server through the router carries the router's address and an id in its headers.
-SGLang still does what is its own: templates, tools, reasoning, choices, usage. But what it would generate
-here is asked of the router instead, as token ids, where it is divided, scheduled and drafted for over
-all engines like any other request; the answers are handed on as if they came from this server.
+A chat that reaches this server through the router carries the router's address and an id in its
+headers. SGLang still does what is its own: templates, tools, reasoning, choices, usage. But what it
+would generate here is asked of the router instead, as token ids, where it is divided, scheduled and
+drafted for over all engines like any other request; the answers are handed on as if they were its own.
 
 What the router has an engine generate carries neither, and so runs here; nor do its other calls carry an
 id, so that a question for this server's health is answered by this server.

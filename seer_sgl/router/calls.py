@@ -141,7 +141,7 @@ class EngineCalls:
         """One engine's answer; one of status 503 where it is not here, leaves, or its server ends."""
         member = self._roster.members.get(engine_id)
         answer = await self._ask(member, method, target, body, headers) if member else None
-        return answer or _gone(engine_id)
+        return answer or no_answer(engine_id)
 
     async def ask_any(
         self,
@@ -161,7 +161,7 @@ class EngineCalls:
             answer = await self._ask(member, method, target, body, headers)
             if answer is not None:
                 return answer
-        return _gone(member.engine_id if member else EngineId("any"))
+        return no_answer(member.engine_id if member else EngineId("any"))
 
     async def ask_all(
         self,
@@ -191,14 +191,14 @@ class EngineCalls:
         engine is not here or gives no answer, one of status 503. Leaving the block stops the call."""
         member = self._roster.members.get(engine_id)
         if member is None:
-            yield _as_stream(_gone(engine_id))
+            yield _as_stream(no_answer(engine_id))
             return
         call_id, asked = self._send(member, method, target, body, headers)
         try:
             answer = await asked.answer
             if isinstance(answer, CallAnswered):
                 whole = EngineAnswer(answer.status, answer.headers, answer.body)
-                answer = _as_stream(whole if answer.status else _gone(engine_id))
+                answer = _as_stream(whole if answer.status else no_answer(engine_id))
             yield answer
         finally:
             self._done_with(call_id)
@@ -285,7 +285,7 @@ def _stream_of(asked: _Asked) -> EngineStream | None:
     return answer if isinstance(answer, EngineStream) else None
 
 
-def _gone(engine_id: EngineId) -> EngineAnswer:
+def no_answer(engine_id: EngineId) -> EngineAnswer:
     """What a caller gets for an engine that gives no answer, in SGLang's shape of errors."""
     error = {
         "error": {"message": f"no answer from engine {engine_id}: it has left, or its server ended"}

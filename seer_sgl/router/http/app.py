@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from seer_sgl.router.http import generate, status
+from seer_sgl.router.http import generate, openai, status
 from seer_sgl.router.http.errors import HANDLERS
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.openapi import document
 from seer_sgl.router.http.operations import Answer, Handler, Operation
 
-FAMILIES = (generate, status)
+FAMILIES = (generate, openai, status)
 
 
 def operations(front: Front) -> list[Operation]:

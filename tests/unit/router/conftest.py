@@ -73,7 +73,7 @@ async def together(work: Coroutine[Any, Any, Any]) -> AsyncIterator["asyncio.Tas
 
 def server(name: str = "a", **known: Any) -> FakeServer:
     """A fake server; `FakeServer`'s arguments and `EngineSpec`'s fields by name."""
-    ours = {key: known.pop(key) for key in ("token_s", "refuse") if key in known}
+    ours = {key: known.pop(key) for key in ("token_s", "refuse", "facts") if key in known}
     return FakeServer(msgspec.structs.replace(FAKE_SPEC, engine_id=EngineId(name), **known), **ours)
 
 
