@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from seer_sgl.router.messages import Heartbeat, Register
 from seer_sgl.types import EngineId, EngineSpec
 
@@ -14,6 +16,8 @@ class Member:
     card: Register
     seen_s: float
     load: Heartbeat | None = None
+    quarantine: str = ""
+    """Why it gets no traffic; nothing where it does."""
 
     @property
     def engine_id(self) -> EngineId:
@@ -21,16 +25,32 @@ class Member:
 
 
 class Roster:
-    """Registered engines by id."""
+    """Registered engines by id. Those in quarantine are members, and get no traffic."""
 
     def __init__(self) -> None:
         self.members: dict[EngineId, Member] = {}
+        self.epoch = 0
+        """Weight changes since the router started."""
 
     def __len__(self) -> int:
-        return len(self.members)
+        """Engines that get traffic."""
+        return sum(not member.quarantine for member in self.members.values())
 
-    def register(self, peer: bytes, card: Register, now_s: float) -> None:
-        self.members[card.spec.engine_id] = Member(peer, card, now_s)
+    def register(self, peer: bytes, card: Register, now_s: float) -> Member:
+        """Take an engine in; see its `quarantine` for whether it may get traffic."""
+        member = Member(peer, card, now_s)
+        if self.epoch:
+            # Its weights are those it started with, whatever they are called: versions are optional
+            # in every update, so the same name proves nothing.
+            member.quarantine = "it came after the weights had changed, and waits for an update"
+        self.members[card.spec.engine_id] = member
+        return member
+
+    def set_weight_version(self, engine_id: EngineId, version: str) -> None:
+        """Note what an engine's weights are called now."""
+        member = self.members.get(engine_id)
+        if member is not None:
+            member.card = msgspec.structs.replace(member.card, weight_version=version)
 
     def remove(self, engine_id: EngineId) -> Member | None:
         return self.members.pop(engine_id, None)
@@ -48,11 +68,16 @@ class Roster:
         return [engine_id for engine_id, m in self.members.items() if m.seen_s < deadline_s]
 
     def specs(self) -> list[EngineSpec]:
-        return [member.card.spec for member in self.members.values()]
+        """Of the engines that get traffic."""
+        return [member.card.spec for member in self.members.values() if not member.quarantine]
 
     def objection_to(self, peer: bytes, card: Register) -> str:
         """Why an engine may not join, or nothing. All engines must serve one model with one page size:
-        a chunk that goes on elsewhere must find the same weights and the same pages."""
+        a chunk that goes on elsewhere must find the same weights and the same pages.
+
+        Once weights have changed, a version says nothing about an engine that joins: it is taken in,
+        and kept in quarantine until it has had an update, too.
+        """
         for member in self.members.values():
             ours, theirs = member.card, card
             if ours.spec.engine_id == theirs.spec.engine_id:
@@ -64,6 +89,6 @@ class Roster:
             sizes = {ours.spec.vocab_size, theirs.spec.vocab_size} - {None}
             if len(sizes) > 1:
                 return f"vocabulary {theirs.spec.vocab_size} differs from {ours.spec.vocab_size}"
-            if ours.weight_version != theirs.weight_version:
+            if not self.epoch and ours.weight_version != theirs.weight_version:
                 return f"weights {theirs.weight_version!r} differ from {ours.weight_version!r}"
         return ""

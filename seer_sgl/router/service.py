@@ -7,17 +7,19 @@ import socket
 import time
 
 import uvicorn
+from starlette.applications import Starlette
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
 from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.control.plane import ControlPlane
 from seer_sgl.router.core import Policy, RouterCore, policy_named
 from seer_sgl.router.core.estimates import estimate_named
 from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.drafts import DraftWatch
-from seer_sgl.router.http.app import build_app
+from seer_sgl.router.http.app import build_app, build_metrics_app
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.protocol import BoundedProtocol
 from seer_sgl.router.link import AgentLink
@@ -25,6 +27,9 @@ from seer_sgl.router.messages import (
     AgentMessage,
     AskHead,
     CallAnswered,
+    CallBegan,
+    CallEnded,
+    CallPart,
     ChunkAnswered,
     ChunkBroke,
     Head,
@@ -37,10 +42,15 @@ from seer_sgl.router.messages import (
 )
 from seer_sgl.router.metrics import registry_of
 from seer_sgl.router.roster import Roster
+from seer_sgl.router.workers import Attachments
 from seer_sgl.spec.settings import kv_reserve_tokens
 from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 75
+"""How long an idle connection stays open. Longer than clients keep theirs: a request that meets our
+closing its connection is an error to most of them."""
 
 
 class RouterService:
@@ -49,53 +59,72 @@ class RouterService:
     Args:
         config: ports, policy, limits.
         policy: instead of the one that `config.policy` names (tests bring their own).
+        attached: takes in servers that clients register by URL.
 
     Raises:
         StartError: on entering, where a port is taken or the policy unknown.
     """
 
-    def __init__(self, config: RouterConfig, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        policy: Policy | None = None,
+        attached: Attachments | None = None,
+    ) -> None:
         self._config = config
+        self._attached = attached
         self.core = RouterCore(policy or configured_policy(config), core_settings(config))
         self.roster = Roster()
 
     async def __aenter__(self) -> "RouterService":
         config = self._config
-        listener = listen_on(config.host, config.http_port)
+        listeners = [listen_on(config.host, config.http_port)]
         try:
+            if config.prometheus_port is not None:
+                metrics_host = config.prometheus_host or config.host
+                listeners.append(listen_on(metrics_host, config.prometheus_port, "--prometheus-port"))
             self._link = AgentLink(config.host, config.agent_port)
         except StartError:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             raise
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
         self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls)
+        self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
         registry = registry_of(self.core, self.drafts)
-        front = Front(config, self.dispatcher, self.roster, self._calls, registry)
-        self._server = _QuietServer(
-            uvicorn.Config(
-                build_app(front),
-                http=BoundedProtocol,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=2,
-            )
+        front = Front(
+            config,
+            self.dispatcher,
+            self.roster,
+            self._calls,
+            registry,
+            self._plane,
+            attached=self._attached,
         )
+        apps = [build_app(front)]
+        if config.prometheus_port is not None:
+            apps.append(build_metrics_app(front))
+        self._servers = [_QuietServer(_http_settings(app)) for app in apps]
         self._tasks = [
-            asyncio.create_task(self._server.serve(sockets=[listener]), name="http"),
+            *(
+                asyncio.create_task(server.serve(sockets=[listener]), name="http")
+                for server, listener in zip(self._servers, listeners, strict=True)
+            ),
             asyncio.create_task(self._link.receive_forever(self._on_message), name="agents"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self.drafts.watch(), name="drafts"),
+            asyncio.create_task(self._plane.catch_up_forever(), name="late engines"),
         ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.dispatcher.stopping.set()
-        self._server.should_exit = True
-        http, *others = self._tasks
-        for task in others:
+        for server in self._servers:
+            server.should_exit = True
+        for task in self._tasks[len(self._servers) :]:
             task.cancel()
-        await asyncio.gather(http, *others, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
 
     async def wait_failed(self) -> None:
@@ -113,7 +142,7 @@ class RouterService:
                 self.dispatcher.chunk_answered(message)
             case ChunkBroke():
                 self.dispatcher.chunk_broke(message)
-            case CallAnswered():
+            case CallAnswered() | CallBegan() | CallPart() | CallEnded():
                 self._calls.answered(message)
             case Heartbeat():
                 if not self.roster.heard(peer, message, time.monotonic()):
@@ -135,10 +164,12 @@ class RouterService:
             return
         if card.spec.engine_id in self.roster.members:
             self._remove(card.spec.engine_id, "started afresh")
-        self.roster.register(peer, card, time.monotonic())
-        self._link.send(peer, Welcome(self._config.heartbeat_s))
+        member = self.roster.register(peer, card, time.monotonic())
+        self._link.send(peer, Welcome(self._config.heartbeat_s, self._config.http_port))
         log.info("engine %s joined: %s", card.spec.engine_id, card.url)
-        self.dispatcher.engine_joined(card.spec)
+        self._plane.engine_joined(card.spec.engine_id)
+        if not member.quarantine:
+            self.dispatcher.engine_joined(card.spec)
 
     def _remove(self, engine_id: EngineId, reason: str) -> None:
         if self.roster.remove(engine_id) is None:
@@ -146,6 +177,7 @@ class RouterService:
         log.warning("engine %s left: %s", engine_id, reason)
         self._calls.engine_left(engine_id)
         self.dispatcher.engine_left(engine_id, reason)
+        self._plane.engine_left(engine_id)
 
     async def _watch(self) -> None:
         """Take engines that fell silent for gone."""
@@ -173,6 +205,17 @@ def core_settings(config: RouterConfig) -> CoreSettings:
     )
 
 
+def _http_settings(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=2,
+    )
+
+
 class _QuietServer(uvicorn.Server):
     """Leaves signals to whoever runs the service."""
 
@@ -181,8 +224,11 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-def listen_on(host: str, port: int) -> socket.socket:
+def listen_on(host: str, port: int, option: str = "--port") -> socket.socket:
     """A listening socket.
+
+    Args:
+        option: what chooses the port, for the message.
 
     Raises:
         StartError: the port is taken, or is not ours to take.
@@ -197,7 +243,7 @@ def listen_on(host: str, port: int) -> socket.socket:
         listener.close()
         raise StartError(
             f"cannot listen on {host}:{port}: {error.strerror}. Is another router running? "
-            "Choose another port with --port."
+            f"Choose another port with {option}."
         ) from None
     listener.listen(2048)
     return listener

@@ -8,13 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from seer_sgl.router.http import generate, openai, status
+from seer_sgl.router.http import control, generate, openai, status, workers
 from seer_sgl.router.http.errors import HANDLERS
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.openapi import document
 from seer_sgl.router.http.operations import Answer, Handler, Operation
 
-FAMILIES = (generate, openai, status)
+FAMILIES = (control, generate, openai, status, workers)
+
+METRICS_PATHS = ("/metrics", "/engine_metrics", "/health")
+"""What a port for Prometheus alone serves."""
 
 
 def operations(front: Front) -> list[Operation]:
@@ -27,6 +30,12 @@ def operations(front: Front) -> list[Operation]:
 def build_app(front: Front) -> Starlette:
     """The application over a router."""
     return Starlette(routes=routes(operations(front)), exception_handlers=HANDLERS)
+
+
+def build_metrics_app(front: Front) -> Starlette:
+    """Only what Prometheus reads."""
+    served = [each for each in operations(front) if each.path in METRICS_PATHS]
+    return Starlette(routes=routes(served), exception_handlers=HANDLERS)
 
 
 def routes(served: Sequence[Operation]) -> list[Route]:

@@ -7,8 +7,10 @@ from prometheus_client import CollectorRegistry
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.control.plane import ControlPlane
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.roster import Roster
+from seer_sgl.router.workers import Attachments
 
 
 @dataclass(frozen=True)
@@ -20,5 +22,8 @@ class Front:
     roster: Roster
     calls: EngineCalls
     registry: CollectorRegistry
+    plane: ControlPlane
     began_s: int = field(default_factory=lambda: int(time.time()))
     """Unix time of the start."""
+    attached: Attachments | None = None
+    """Takes servers in by their URLs; None where nothing does."""

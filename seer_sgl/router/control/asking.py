@@ -1,0 +1,96 @@
+"""Control calls on their way to engines and back."""
+
+import asyncio
+from collections.abc import Mapping
+
+from seer_sgl.errors import SeerError
+from seer_sgl.router.calls import EngineAnswer, EngineCalls
+from seer_sgl.router.control.merging import Replies, Reply
+from seer_sgl.router.control.views import in_order
+from seer_sgl.router.roster import Roster
+from seer_sgl.types import EngineId
+
+_JSON_HEADERS = {"content-type": "application/json"}
+NOBODY = "no engine is registered"
+
+
+class Engines:
+    """Asks engines, and leaves out those that have left meanwhile."""
+
+    def __init__(self, roster: Roster, calls: EngineCalls) -> None:
+        self.roster = roster
+        self._calls = calls
+
+    def targets(self, only: EngineId | None = None) -> list[EngineId]:
+        """The engines that a call is for, in the order of their ranks; those in quarantine, too.
+
+        Raises:
+            SeerError: there is none.
+        """
+        members = self.roster.members
+        found = sorted(members, key=in_order) if only is None else [e for e in [only] if e in members]
+        if not found:
+            raise SeerError(NOBODY if only is None else f"engine {only} is not here now")
+        return found
+
+    def urls(self) -> dict[EngineId, str]:
+        """Where the engines' own servers listen."""
+        return {engine: member.card.url for engine, member in self.roster.members.items()}
+
+    async def ask(
+        self,
+        engines: list[EngineId],
+        method: str,
+        target: str,
+        body: bytes = b"",
+        bodies: Mapping[EngineId, bytes] | None = None,
+    ) -> Replies:
+        """Answers of those that are still here, all asked at once, for as long as it takes.
+
+        Raises:
+            SeerError: all of them have left.
+        """
+        asked = [(engine, (bodies or {}).get(engine, body)) for engine in engines]
+        before = {engine: self.roster.members.get(engine) for engine in engines}
+        answers = await asyncio.gather(
+            *(self._one(engine, method, target, content) for engine, content in asked)
+        )
+        found = {
+            engine: answer
+            for engine, answer in zip(engines, answers, strict=True)
+            if before[engine] is not None and self.roster.members.get(engine) is before[engine]
+        }
+        if not found:
+            raise SeerError(f"{', '.join(engines)} left before the answer to {target}")
+        return found
+
+    async def any_of(
+        self, engines: list[EngineId], method: str, target: str, body: bytes = b""
+    ) -> tuple[EngineId, Reply]:
+        """The answer of the first of them that gives one."""
+        for engine in engines[:-1]:
+            reply = await self._one(engine, method, target, body)
+            if reply.status != 503:
+                return engine, reply
+        return engines[-1], await self._one(engines[-1], method, target, body)
+
+    async def first_good(self, engines: list[EngineId], method: str, target: str) -> bool:
+        """Whether one of them answers 200; returns as soon as one has."""
+        tasks = [asyncio.ensure_future(self._one(engine, method, target, b"")) for engine in engines]
+        try:
+            for task in asyncio.as_completed(tasks):
+                if (await task).status == 200:
+                    return True
+            return False
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, engine: EngineId, method: str, target: str, body: bytes) -> Reply:
+        headers = _JSON_HEADERS if body else {}
+        return _as_reply(await self._calls.ask(engine, method, target, body, headers))
+
+
+def _as_reply(answer: EngineAnswer) -> Reply:
+    return Reply(answer.status, answer.body, answer.headers.get("content-type", ""))
