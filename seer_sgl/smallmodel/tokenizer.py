@@ -16,6 +16,8 @@ from seer_sgl.smallmodel import problems
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 PAD_ID, EOS_ID = 0, 1
 MAX_LENGTH_TOKENS = 8192
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] or '' }}{% endfor %}"
+"""The model knows no turns: a chat is its texts, one after the other."""
 PIECE_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,6 +68,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "model_max_length": MAX_LENGTH_TOKENS,
         "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
     }
     _write_json(directory / "tokenizer_config.json", config)
     _write_json(directory / "special_tokens_map.json", special)

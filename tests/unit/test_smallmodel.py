@@ -104,6 +104,8 @@ def test_committed_tokenizer_is_the_one_the_module_builds() -> None:
 
     built = json.loads(small_tokenizer.build().to_str())
     assert built == json.loads((WEIGHTS / "tokenizer.json").read_text(encoding="utf-8"))
+    config = json.loads((WEIGHTS / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["chat_template"] == small_tokenizer.CHAT_TEMPLATE
     assert built["model"]["vocab"][small_tokenizer.EOS] == small_tokenizer.EOS_ID
     assert built["model"]["vocab"][small_tokenizer.PAD] == small_tokenizer.PAD_ID
 
