@@ -1,5 +1,7 @@
 """Settings of the processes: frozen, with their defaults and units, passed on explicitly."""
 
+from pathlib import Path
+
 import msgspec
 
 from seer_sgl.kv.pool import PoolAddress
@@ -32,6 +34,14 @@ class RouterConfig(msgspec.Struct, frozen=True):
     """An engine that is silent for longer is taken for gone. An agent answers within milliseconds
     even beside a busy engine; the margin is for machines that swap or are suspended."""
     max_body_bytes: int = 64 << 20
+    prometheus_port: int | None = None
+    """Serves `/metrics` there, too."""
+    prometheus_host: str | None = None
+    """Where that port listens; None: where the router does."""
+    engine_ports: int | None = None
+    """First of the ports on which every engine is a server of its own; None: there are none."""
+    data_dir: Path | None = None
+    """Folder of files and batches, for this router alone; None: it keeps none."""
     model: str = ""
     """Model that joining nodes serve unless they say otherwise."""
     pool: PoolAddress | None = None

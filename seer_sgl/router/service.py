@@ -7,7 +7,7 @@ import socket
 import time
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
@@ -21,6 +21,7 @@ from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.drafts import DraftWatch
 from seer_sgl.router.http.app import build_app, build_metrics_app
 from seer_sgl.router.http.front import Front
+from seer_sgl.router.http.port import build_port_app
 from seer_sgl.router.http.protocol import BoundedProtocol
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import (
@@ -41,6 +42,7 @@ from seer_sgl.router.messages import (
     WhoAreYou,
 )
 from seer_sgl.router.metrics import registry_of
+from seer_sgl.router.ports import EnginePorts
 from seer_sgl.router.roster import Roster
 from seer_sgl.router.workers import Attachments
 from seer_sgl.spec.settings import kv_reserve_tokens
@@ -101,8 +103,10 @@ class RouterService:
             registry,
             self._plane,
             attached=self._attached,
+            ports=self._engine_ports(),
         )
-        apps = [build_app(front)]
+        self._front, self._app = front, build_app(front)
+        apps = [self._app]
         if config.prometheus_port is not None:
             apps.append(build_metrics_app(front))
         self._servers = [_QuietServer(_http_settings(app)) for app in apps]
@@ -118,12 +122,25 @@ class RouterService:
         ]
         return self
 
+    def _engine_ports(self) -> EnginePorts | None:
+        config = self._config
+        if config.engine_ports is None:
+            return None
+        return EnginePorts(
+            config.engine_ports,
+            listen=lambda port: listen_on(config.host, port, "--engine-ports"),
+            app=lambda engine_id: build_port_app(self._front, engine_id, self._app),
+            server=lambda app: _QuietServer(_http_settings(app)),
+        )
+
     async def __aexit__(self, *_: object) -> None:
         self.dispatcher.stopping.set()
         for server in self._servers:
             server.should_exit = True
         for task in self._tasks[len(self._servers) :]:
             task.cancel()
+        if self._front.ports is not None:
+            await self._front.ports.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
 
@@ -168,6 +185,8 @@ class RouterService:
         self._link.send(peer, Welcome(self._config.heartbeat_s, self._config.http_port))
         log.info("engine %s joined: %s", card.spec.engine_id, card.url)
         self._plane.engine_joined(card.spec.engine_id)
+        if self._front.ports is not None:
+            self._front.ports.engine_joined(card.spec.engine_id)
         if not member.quarantine:
             self.dispatcher.engine_joined(card.spec)
 
@@ -205,7 +224,7 @@ def core_settings(config: RouterConfig) -> CoreSettings:
     )
 
 
-def _http_settings(app: Starlette) -> uvicorn.Config:
+def _http_settings(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=BoundedProtocol,

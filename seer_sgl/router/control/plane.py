@@ -130,10 +130,10 @@ class ControlPlane:
         self.weights.engine_left(engine)
         self._sessions = {name: at for name, at in self._sessions.items() if at != engine}
 
-    async def generates(self) -> bool:
+    async def generates(self, only: EngineId | None = EVERY) -> bool:
         """Whether an engine can generate now. While generation is paused none would answer, and none
         has to: those that are here are alive."""
-        engines = self.engines.targets()
+        engines = self.engines.targets(only)
         if self.holds:
             return True
         return await self.engines.first_good(engines, "GET", "/health_generate")
