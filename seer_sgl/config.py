@@ -42,6 +42,10 @@ class RouterConfig(msgspec.Struct, frozen=True):
     """First of the ports on which every engine is a server of its own; None: there are none."""
     data_dir: Path | None = None
     """Folder of files and batches, for this router alone; None: it keeps none."""
+    group_size: int | None = None
+    """Samples of a group, where clients do not name groups; None: as many as come together."""
+    group_window_s: float = 60.0
+    """A group that no request has come for in so long is closed."""
     model: str = ""
     """Model that joining nodes serve unless they say otherwise."""
     pool: PoolAddress | None = None

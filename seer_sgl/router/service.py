@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.errors import StartError
+from seer_sgl.router.batch.service import BatchService
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.control.plane import ControlPlane
 from seer_sgl.router.core import Policy, RouterCore, policy_named
@@ -19,7 +20,9 @@ from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.drafts import DraftWatch
+from seer_sgl.router.grouping import GroupBook
 from seer_sgl.router.http.app import build_app, build_metrics_app
+from seer_sgl.router.http.batches import line_answerer, served_models
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.port import build_port_app
 from seer_sgl.router.http.protocol import BoundedProtocol
@@ -33,6 +36,7 @@ from seer_sgl.router.messages import (
     CallPart,
     ChunkAnswered,
     ChunkBroke,
+    ChunkProgress,
     Head,
     Heartbeat,
     Leave,
@@ -90,9 +94,11 @@ class RouterService:
             for listener in listeners:
                 listener.close()
             raise
+        batches = await self._opened_batches(listeners)
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
-        self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls)
+        groups = GroupBook(config.group_size, config.group_window_s)
+        self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls, groups)
         self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
         registry = registry_of(self.core, self.drafts)
         front = Front(
@@ -103,9 +109,12 @@ class RouterService:
             registry,
             self._plane,
             attached=self._attached,
+            batches=batches,
             ports=self._engine_ports(),
         )
         self._front, self._app = front, build_app(front)
+        if batches is not None:
+            await batches.run(line_answerer(front), served_models(front))
         apps = [self._app]
         if config.prometheus_port is not None:
             apps.append(build_metrics_app(front))
@@ -134,6 +143,8 @@ class RouterService:
         )
 
     async def __aexit__(self, *_: object) -> None:
+        if self._front.batches is not None:
+            await self._front.batches.stop()
         self.dispatcher.stopping.set()
         for server in self._servers:
             server.should_exit = True
@@ -143,6 +154,24 @@ class RouterService:
             await self._front.ports.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
+
+    async def _opened_batches(self, listeners: list[socket.socket]) -> BatchService | None:
+        """Where the configuration names a data folder.
+
+        Raises:
+            StartError: it cannot be used; nothing is left open.
+        """
+        if self._config.data_dir is None:
+            return None
+        batches = BatchService(self._config.data_dir)
+        try:
+            await batches.open()
+        except StartError:
+            self._link.close()
+            for listener in listeners:
+                listener.close()
+            raise
+        return batches
 
     async def wait_failed(self) -> None:
         """Return only by raising what ended one of the service's tasks."""
@@ -157,6 +186,8 @@ class RouterService:
         match message:
             case ChunkAnswered():
                 self.dispatcher.chunk_answered(message)
+            case ChunkProgress():
+                self.dispatcher.chunk_progressed(message)
             case ChunkBroke():
                 self.dispatcher.chunk_broke(message)
             case CallAnswered() | CallBegan() | CallPart() | CallEnded():

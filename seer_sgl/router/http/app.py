@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from seer_sgl.router.http import control, generate, openai, status, workers
+from seer_sgl.router.http import batches, control, files, generate, openai, status, workers
 from seer_sgl.router.http.errors import HANDLERS
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.openapi import document
 from seer_sgl.router.http.operations import Answer, Handler, Operation
 
-FAMILIES = (control, generate, openai, status, workers)
+FAMILIES = (batches, control, files, generate, openai, status, workers)
 
 METRICS_PATHS = ("/metrics", "/engine_metrics", "/health")
 """What a port for Prometheus alone serves."""
