@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from seer_sgl.errors import ChildFailedError, SeerError, StartError
+from seer_sgl.loop import run_on_loop
 
 console = Console(stderr=True, highlight=False)
 
@@ -28,7 +29,7 @@ def run_until_signal(work: Coroutine[Any, Any, int]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with errors_reported():
-        status = asyncio.run(_cancelled_by_signal(work))
+        status = run_on_loop(_cancelled_by_signal(work))
     raise typer.Exit(status)
 
 

@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from seer_sgl.config import RouterConfig
+from seer_sgl.engine.attached import AttachedServers
 from seer_sgl.engine.kept import KeptChild
 from seer_sgl.engine.libraries import missing_for_pool
 from seer_sgl.engine.node import address_towards
 from seer_sgl.engine.process import Child, free_port
 from seer_sgl.engine.server import check_model, check_sglang_installed
-from seer_sgl.errors import StartError
+from seer_sgl.errors import RequestError, StartError
 from seer_sgl.kv.pool import PoolAddress, master_args
 from seer_sgl.router.service import RouterService
+from seer_sgl.router.workers import normal_url
 from seer_sgl.spec.settings import DraftSettings
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ class HeadConfig(msgspec.Struct, frozen=True):
     """Memory of each: about 9 bytes for a token of a group that still runs, or did until lately."""
     node_args: tuple[str, ...] = ()
     """Passed on to the `join` that runs the local engines."""
+    attach: tuple[str, ...] = ()
+    """URLs of servers that run already; they become engines when they answer."""
 
 
 class Head:
@@ -135,10 +139,11 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
     _check(config)
     pool = _pool_address(config.router.host) if config.pool else None
     router = msgspec.structs.replace(config.router, pool=pool, draft=_draft_settings(config))
-    async with RouterService(router) as service:
+    attached = AttachedServers(f"{_from_here(router.host)}:{router.agent_port}")
+    async with RouterService(router, attached=attached) as service, attached:
         head = Head(service, config.log_dir)
         try:
-            say(f"router on http://{router.host}:{router.http_port}, policy {router.policy}")
+            say(f"router on http://{_bracketed(router.host)}:{router.http_port}, policy {router.policy}")
             if pool is not None:
                 argv, port = _master_argv(pool)
                 listens = _port_open(
@@ -154,6 +159,8 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
                 say(f"starting {config.engines} engines, logs in {config.log_dir}")
                 here = _engines_here(service, config.engines)
                 await head.start_child("local node", _node_argv(config), here)
+            for url in config.attach:
+                say(f"attached: {url}, engine {attached.attach(url)}")
             yield head
         finally:
             await head.stop()
@@ -165,6 +172,11 @@ def _check(config: HeadConfig) -> None:
         check_model(config.router.model)
     if config.pool and (missing := missing_for_pool()):
         raise StartError(missing)
+    for url in config.attach:
+        try:
+            normal_url(url)
+        except RequestError as error:
+            raise StartError(f"cannot attach: {error}") from None
 
 
 def _reachable(host: str) -> str:
@@ -172,6 +184,15 @@ def _reachable(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return address_towards("192.0.2.1")  # reserved for documentation: names the default route
     return host
+
+
+def _from_here(host: str) -> str:
+    """The address under which this process reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _bracketed(host))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _pool_address(host: str) -> PoolAddress:
@@ -202,8 +223,7 @@ def _draft_settings(config: HeadConfig) -> DraftSettings | None:
     """What engines are told, with addresses for the draft servers to come."""
     if config.router.draft is None:
         return None
-    near = _reachable(config.router.host)
-    near = f"[{near}]" if ":" in near else near
+    near = _bracketed(_reachable(config.router.host))
     servers = tuple(f"tcp://{near}:{free_port()}" for _ in range(config.draft_shards))
     return msgspec.structs.replace(config.router.draft, servers=servers)
 

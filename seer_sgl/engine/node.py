@@ -14,13 +14,9 @@ import zmq.asyncio
 
 from seer_sgl.config import EngineConfig
 from seer_sgl.engine.agent import Agent, Server
+from seer_sgl.engine.attached import AttachedServer
 from seer_sgl.engine.libraries import missing_for_pool
-from seer_sgl.engine.server import (
-    AttachedServer,
-    LaunchedServer,
-    check_model,
-    check_sglang_installed,
-)
+from seer_sgl.engine.server import LaunchedServer, check_model, check_sglang_installed
 from seer_sgl.errors import StartError
 from seer_sgl.router.messages import AskHead, Head, ProtocolError, decode_from_router, encode
 from seer_sgl.spec.settings import DraftSettings

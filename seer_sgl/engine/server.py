@@ -1,7 +1,6 @@
-"""One SGLang server: started, proved, watched and stopped; or found running and attached to."""
+"""One SGLang server of our own: started, proved, watched and stopped."""
 
 import asyncio
-import logging
 from importlib import metadata
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from seer_sgl.errors import ChildFailedError, StartError
 from seer_sgl.types import EngineId
 from seer_sgl.version import __version__
 
-log = logging.getLogger(__name__)
-
-ATTACHED_POLL_S = 2.0
 _POLL_S = 0.5
 
 
@@ -97,39 +93,3 @@ class LaunchedServer:
         """Kill it. It has nothing to save, and asked politely it takes seconds to log a crash."""
         await self.client.close()
         await self._child.stop()
-
-
-class AttachedServer:
-    """A server that somebody else runs."""
-
-    def __init__(self, name: str, url: str) -> None:
-        self.client = SGLangClient(url)
-        self._name = name
-
-    async def start(self) -> EngineInfo:
-        """Wait until it answers. It may run without our plugin; then token ids go unchecked."""
-        said = False
-        while not await self.client.healthy():
-            if not said:
-                log.warning("waiting for the SGLang server at %s", self.client.url)
-                said = True
-            await asyncio.sleep(_POLL_S)
-        return await self.client.info(EngineId(self._name))
-
-    async def wait_ended(self) -> ChildFailedError:
-        """Return once it has failed to answer a few times in a row."""
-        misses = 0
-        while misses < 3:
-            await asyncio.sleep(ATTACHED_POLL_S)
-            misses = 0 if await self._answers() else misses + 1
-        return ChildFailedError(f"the SGLang server at {self.client.url} does not answer", "")
-
-    async def _answers(self) -> bool:
-        try:
-            await self.client.load()
-        except Exception:
-            return False
-        return True
-
-    async def stop(self) -> None:
-        await self.client.close()

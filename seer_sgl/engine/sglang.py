@@ -9,9 +9,11 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from seer_sgl.engine.plugin import PROOF_KEY
+from seer_sgl.engine.described import EngineInfo, info_of
 from seer_sgl.errors import EngineUnreachable
-from seer_sgl.types import EngineId, EngineSpec
+from seer_sgl.types import EngineId
+
+__all__ = ["Answer", "EngineInfo", "SGLangClient", "decoded", "error_message"]
 
 CONNECT_TIMEOUT_S = 10.0
 KEEPALIVE_S = 4.0
@@ -19,19 +21,6 @@ KEEPALIVE_S = 4.0
 next request breaks that request."""
 _JSON = {"content-type": "application/json"}
 _HOP_BY_HOP = frozenset("connection keep-alive transfer-encoding content-length date server".split())
-
-
-class EngineInfo(msgspec.Struct, frozen=True):
-    """What a running server says of itself."""
-
-    spec: EngineSpec
-    model: str
-    sglang_version: str
-    weight_version: str
-    plugin: dict[str, Any] | None
-    """Our plugin's own line, None where the plugin is not active in the server."""
-    facts: dict[str, Any] = {}
-    """Its arguments, scalars only, and `front`: whether our plugin serves divided chat."""
 
 
 class Answer(Protocol):
@@ -120,24 +109,7 @@ class SGLangClient:
         server = await self._get("/server_info", 30.0)
         model = await self._get("/model_info", 30.0)
         models = await self._get("/v1/models", 30.0)
-        state = server["internal_states"][0]
-        plugin = state.get(PROOF_KEY)
-        spec = EngineSpec(
-            engine_id=engine_id,
-            kv_capacity_tokens=server["max_total_num_tokens"],
-            page_tokens=server["page_size"],
-            max_running_requests=state["effective_max_running_requests_per_dp"],
-            context_tokens=models["data"][0]["max_model_len"],
-            vocab_size=plugin["vocab_size"] if plugin else None,
-        )
-        return EngineInfo(
-            spec=spec,
-            model=model["served_model_name"],
-            sglang_version=server["version"],
-            weight_version=str(model["weight_version"]),
-            plugin=plugin,
-            facts=_facts(server, plugin),
-        )
+        return info_of(engine_id, server, model, models)
 
     async def _get(self, target: str, timeout_s: float) -> Any:
         async with self.open("GET", target, timeout_s=timeout_s) as answer:
@@ -214,16 +186,6 @@ def _reworded() -> Iterator[None]:
 
 def _timeout(total_s: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
-
-
-def _facts(server: dict[str, Any], plugin: dict[str, Any] | None) -> dict[str, Any]:
-    """Scalar arguments of a server, without those that are secret."""
-    facts = {
-        name: value
-        for name, value in server.items()
-        if (value is None or isinstance(value, bool | int | float | str)) and "api_key" not in name
-    }
-    return {**facts, "front": bool(plugin and plugin.get("front"))}
 
 
 def decoded(content: bytes) -> Any:
