@@ -1,4 +1,4 @@
-"""Calls that would end SGLang's server, or part of it, by assertion: refused before they reach it. Pure."""
+"""Calls that would end SGLang's server, or a part of it: refused before they reach it. Pure."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def objection(method: str, target: str, body: bytes, facts: dict[str, Any]) -> s
     path = target.partition("?")[0]
     if not path.startswith("/"):
         return f"{target!r} is no path"
-    if path in ("/release_memory_occupation", "/resume_memory_occupation"):
-        if not facts.get("enable_memory_saver"):
-            return f"{path}: the engine runs without --enable-memory-saver"
+    needs_saver = path in ("/release_memory_occupation", "/resume_memory_occupation")
+    if needs_saver and not facts.get("enable_memory_saver"):
+        return f"{path}: the engine runs without --enable-memory-saver"
     return ""

@@ -1,12 +1,11 @@
 """SGLang's streamed events of one chunk, put together again. Pure.
 
-By default an event of SGLang's `/generate` says everything so far; under `--incremental-streaming-output`
-it says what is new, except in one case (see `_of_late_abort`). Either way out come what is new, and at
-the end the whole answer as if it had not been streamed.
+By default an event of SGLang's `/generate` says everything so far; under
+`--incremental-streaming-output` it says what is new, except in one case (see `_of_late_abort`). Either
+way out come what is new, and at the end the whole answer as if it had not been streamed.
 """
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 import msgspec
@@ -117,7 +116,8 @@ class Increments:
         meta, ids, text = event["meta_info"], event["output_ids"], event.get("text") or ""
         keep_chars = len(self._text)
         if not text.startswith(self._text):
-            keep_chars = len(commonprefix([self._text, text]))
+            pairs = zip(self._text, text, strict=False)
+            keep_chars = next((i for i, (old, new) in enumerate(pairs) if old != new), len(text))
         new_ids = ids[len(self._ids) :]
         cut = {key: meta[key][len(self._lists.get(key, ())) :] for key in PER_TOKEN if key in meta}
         self._text, self._ids = text, ids
@@ -150,8 +150,8 @@ def _decoded(payload: bytes) -> dict[str, Any]:
         raise EventError(f"an event that is no JSON: {error}", None) from None
     if isinstance(event, dict) and "meta_info" in event and "output_ids" in event:
         return event
-    error = event.get("error") if isinstance(event, dict) else None
-    if not isinstance(error, dict):
-        raise EventError(f"an event of a shape unknown: {payload[:200]!r}", None)
-    code = error.get("code")
-    raise EventError(str(error.get("message", error)), code if isinstance(code, int) else None)
+    told = event.get("error") if isinstance(event, dict) else None
+    if not isinstance(told, dict):
+        raise EventError(f"an event of an unknown shape: {payload[:200]!r}", None)
+    code = told.get("code")
+    raise EventError(str(told.get("message", told)), code if isinstance(code, int) else None)

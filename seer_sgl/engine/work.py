@@ -1,6 +1,7 @@
 """What an agent does for its router: runs a chunk, performs a call. Each ends in one message."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -90,10 +91,8 @@ class Work:
 
     async def abort(self, rid: str) -> None:
         """Tell SGLang to end a request; what it was comes as its answer."""
-        try:
+        with contextlib.suppress(EngineUnreachable):
             await self._client.post("/abort_request", {"rid": rid})
-        except EngineUnreachable:
-            pass  # then it has ended
 
     async def perform(self, call: Call) -> None:
         """Make a call and tell its answer, in parts where it is a stream of events."""

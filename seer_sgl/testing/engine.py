@@ -130,7 +130,7 @@ class FakeClient(SGLangClient):
         reply = await self._reply(asked)
         events = reply.events
         try:
-            yield _FakeAnswer(reply)
+            yield FakeAnswer(reply)
         finally:
             if events is not None and hasattr(events, "aclose"):
                 await events.aclose()
@@ -218,7 +218,7 @@ class FakeClient(SGLangClient):
             await asyncio.sleep(0.002)
 
 
-class _FakeAnswer:
+class FakeAnswer:
     """A `Reply` as the client gives it."""
 
     def __init__(self, reply: Reply) -> None:

@@ -1,15 +1,15 @@
 """`seer-sgl profile` against servers of known speed: in time that passes at once, and over HTTP."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from typer.testing import CliRunner, Result
@@ -17,13 +17,15 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from cli.profile import COMMENTS, as_toml
 from seer_sgl.engine.process import free_port
-from seer_sgl.engine.sglang import SGLangClient
+from seer_sgl.engine.sglang import Answer, SGLangClient
 from seer_sgl.errors import ChildFailedError, StartError
 from seer_sgl.rollout import profile as profiling
 from seer_sgl.rollout.profile import Profile, profile_servers
 from seer_sgl.sim.fit import Fit
 from seer_sgl.sim.model import EngineModel
 from seer_sgl.spec.cost import profiled_steps
+from seer_sgl.testing.controls import Reply
+from seer_sgl.testing.engine import FakeAnswer
 from tests.unit.router.conftest import hurried
 
 TRUE = EngineModel(
@@ -150,30 +152,24 @@ class InstantLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-def asked(engine: FakeEngine, request: httpx.Request) -> tuple[int, Any, float]:
-    if request.method == "GET":
-        return 200, engine.get(request.url.path), 0.0
-    return engine.post(request.url.path, json.loads(request.content))
-
-
 def measure(*engines: FakeEngine, **options: Any) -> Profile:
     """A profile of engines that take no real time."""
     named = {f"http://fake-{number}": engine for number, engine in enumerate(engines)}
 
     class FakeClient(SGLangClient):
-        def __init__(self, url: str) -> None:
-            async def answer(request: httpx.Request) -> httpx.Response:
-                engine = named[url]
-                status, body, seconds = asked(engine, request)
-                done_s = engine.stopped_s
-                await asyncio.sleep(seconds)
-                while (stopped_s := engine.stopped_s) > done_s:
-                    await asyncio.sleep(stopped_s - done_s)
-                    done_s = stopped_s
-                return httpx.Response(status, json=body)
-
-            self.url = url
-            self._http = httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(answer))
+        @contextlib.asynccontextmanager
+        async def open(self, method: str, target: str, *sent: Any, **_: Any) -> AsyncIterator[Answer]:
+            engine, path = named[self.url], target.partition("?")[0]
+            if method == "GET":
+                status, body, seconds = 200, engine.get(path), 0.0
+            else:
+                status, body, seconds = engine.post(path, json.loads(sent[0]))
+            done_s = engine.stopped_s
+            await asyncio.sleep(seconds)
+            while (stopped_s := engine.stopped_s) > done_s:
+                await asyncio.sleep(stopped_s - done_s)
+                done_s = stopped_s
+            yield FakeAnswer(Reply(status, body))
 
     with hurried(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiling, "SGLangClient", FakeClient)
