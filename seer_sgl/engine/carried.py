@@ -32,6 +32,9 @@ _NEUTRAL_SAMPLING: dict[str, Any] = {
 }
 """SGLang 0.5.23's `SamplingParams`; what it takes for None travels as absent, too."""
 
+_PRIVATE_SAMPLING = frozenset(["ebnf_full_assistant"])
+"""Parameters that SGLang's chat sets, and its `/generate` refuses."""
+
 
 def body_of(obj: Any) -> dict[str, Any]:
     """A `/generate` body that means the same as this `GenerateReqInput`, before SGLang normalizes it.
@@ -75,7 +78,12 @@ def _sampling(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def encoded(body: dict[str, Any]) -> bytes | None:
-    """As JSON; None where something in it is none, as images are."""
+    """As JSON; None where something in it is none, as images are, or is only between SGLang's layers."""
+    params = body.get("sampling_params")
+    if isinstance(body.get("return_hidden_states"), str):
+        return None
+    if isinstance(params, dict) and not _PRIVATE_SAMPLING.isdisjoint(params):
+        return None
     try:
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):

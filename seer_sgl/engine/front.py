@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from seer_sgl.engine import reasoning
 from seer_sgl.engine.carried import body_of, encoded
 
 TARGET = "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request"
@@ -57,6 +58,9 @@ async def _outputs(original: Callable[..., Outputs], manager: Any, obj: Any, req
         obj.rid = _request_id(request)
     body = body_of(obj)
     prompts = await _tokenized(manager, obj, body)
+    counts = reasoning.counts_for(manager, obj)
+    if counts is not None:
+        body.pop("require_reasoning", None)
     data = encoded(body)
     if data is None:
         async with contextlib.aclosing(original(manager, obj, request)) as whole:
@@ -65,7 +69,7 @@ async def _outputs(original: Callable[..., Outputs], manager: Any, obj: Any, req
         return
     # Also tells SGLang what it asks of every request when the response is over.
     obj.normalize_batch_and_arguments()
-    call = _Call(manager, obj, request, prompts)
+    call = _Call(manager, obj, request, prompts, counts)
     async with contextlib.aclosing(call.outputs(data)) as outputs:
         async for out in outputs:
             yield out
@@ -96,8 +100,17 @@ async def _tokenized(manager: Any, obj: Any, body: dict[str, Any]) -> list[list[
 class _Call:
     """One request at the router."""
 
-    def __init__(self, manager: Any, obj: Any, request: Any, prompts: list[list[int]]) -> None:
+    def __init__(
+        self,
+        manager: Any,
+        obj: Any,
+        request: Any,
+        prompts: list[list[int]],
+        new_count: "Callable[[], reasoning.ReasoningCount] | None",
+    ) -> None:
         self._obj = obj
+        self._new_count = new_count
+        self._counts: dict[int, reasoning.ReasoningCount] = {}
         self._request = request
         self._prompts = prompts if obj.return_prompt_token_ids else []
         self._url = request.headers[ROUTER_HEADER].rstrip("/") + "/generate"
@@ -174,7 +187,7 @@ class _Call:
             finish = out["meta_info"]["finish_reason"]
             if _is_error(finish):
                 raise _error_of(finish["status_code"], finish["message"])
-            self._add_prompt(out, index)
+            self._complete(out, index)
         return answer
 
     def _part(self, event: bytes) -> dict[str, Any]:
@@ -191,10 +204,17 @@ class _Call:
         if finish and _is_error(finish):
             # SGLang's handlers know an error from a request that was ended by this type.
             finish["status_code"] = _known_status(finish["status_code"])
-        self._add_prompt(out, index)
+        self._complete(out, index)
         return out
 
-    def _add_prompt(self, out: dict[str, Any], index: int) -> None:
+    def _complete(self, out: dict[str, Any], index: int) -> None:
+        """Add what only this server knows."""
+        if self._new_count is not None:
+            if index not in self._counts:
+                self._counts[index] = self._new_count()
+            count, ids = self._counts[index], out["output_ids"]
+            reasoned = count.after_more(ids) if self._deltas else count.after(ids)
+            out["meta_info"]["reasoning_tokens"] = reasoned
         if self._prompts:
             out["prompt_token_ids"] = self._prompts[index // self._obj.parallel_sample_num]
 

@@ -11,9 +11,10 @@ from typing import Any
 from aiohttp import web
 from starlette.datastructures import Headers
 
-from seer_sgl.engine import front
+from seer_sgl.engine import front, reasoning
 from seer_sgl.engine.process import free_port
 
+Marks = tuple[list[int], list[int]] | None
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -39,6 +40,7 @@ class Asked:
     return_prompt_token_ids: bool = False
     received_time: Any = None
     cache_salt: Any = None
+    require_reasoning: bool = False
 
     def normalize_batch_and_arguments(self) -> None:
         if self.text is None and self.input_ids is None:
@@ -53,8 +55,9 @@ class Manager:
     tokenizer = object()
     mm_processor: Any = None
 
-    def __init__(self, deltas: bool = False) -> None:
+    def __init__(self, deltas: bool = False, marks: Marks = ([], [])) -> None:
         self.incremental_streaming_output = deltas
+        reasoning._known[self] = marks  # as read from SGLang
 
     async def _tokenize_texts(self, texts: Any) -> tuple[Any, None]:
         if isinstance(texts, str):
@@ -104,7 +107,8 @@ def asked_of(url: str, **more: str) -> Request:
 
 def sample(rid: str = "r", **meta: Any) -> dict[str, Any]:
     finish = {"type": "stop", "matched": 1}
-    return {"text": "x", "output_ids": [5], "meta_info": {"id": rid, "finish_reason": finish, **meta}}
+    meta_info = {"id": rid, "finish_reason": finish, "reasoning_tokens": 0, **meta}
+    return {"text": "x", "output_ids": [5], "meta_info": meta_info}
 
 
 def events(*outs: Any) -> bytes:

@@ -85,10 +85,16 @@ def test_only_what_differs_from_the_defaults_travels() -> None:
         assert "authorization" not in head
 
 
-def test_what_is_no_json_runs_here() -> None:
+def test_what_cannot_travel_runs_here() -> None:
     async def scenario() -> None:
-        for image in (object(), [b"png"], float("nan")):
-            obj = Asked(input_ids=[1], image_data=image)
+        for private in (
+            {"image_data": object()},
+            {"image_data": [b"png"]},
+            {"priority": float("nan")},
+            {"return_hidden_states": "last"},
+            {"sampling_params": {"ebnf_full_assistant": True}},
+        ):
+            obj = Asked(input_ids=[1], **private)
             assert await outputs(obj, asked_of("http://127.0.0.1:9")) == [{"here": obj}]
 
     asyncio.run(scenario())
