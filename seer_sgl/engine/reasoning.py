@@ -1,6 +1,6 @@
 """Reasoning tokens of a request that other engines generate, counted as SGLang's scheduler counts them.
 
-It counts within one request from its first token: a request in chunks would begin anew with each of them.
+It counts within one request from its first token: a request in chunks would begin anew with each one.
 Counted here, over all output, a request that reasons can be divided like any other.
 """
 
