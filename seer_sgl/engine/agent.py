@@ -103,12 +103,15 @@ class Agent:
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.connect(f"tcp://{self._head}")
-            self._pump = Pump(socket, self._take_all)
+            self._pump = Pump(socket)
             self._server, self._info = server, info
             self._work = Work(server.client, info, self._send)
             self._register()
             watch = asyncio.create_task(server.wait_ended())
-            loops = [asyncio.create_task(self._pump.run()), asyncio.create_task(self._beat())]
+            loops = [
+                asyncio.create_task(self._pump.run(self._take_all)),
+                asyncio.create_task(self._beat()),
+            ]
             ends: list[asyncio.Future[Any]] = [watch, self._refusal, *loops]
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -30,12 +30,11 @@ class Pump:
 
     Args:
         socket: a ROUTER or DEALER without a high-water mark, so that it takes every frame at once.
-        take: called with each delivery; a ROUTER's begins with the peer.
     """
 
-    def __init__(self, socket: "zmq.Socket[bytes]", take: Callable[[list[bytes]], None]) -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self._socket = socket
-        self._take = take
+        self._take: Callable[[list[bytes]], None] | None = None
         self._out: dict[bytes | None, list[bytes]] = {}
         self._ended: asyncio.Future[None] | None = None
 
@@ -57,10 +56,17 @@ class Pump:
                 log.warning("a message did not leave: %s", error)
         self._read()  # the socket's descriptor does not tell again of what arrived while it sent
 
-    async def run(self) -> None:
-        """Take deliveries in until cancelled, or until `take` raises: that is raised."""
+    async def run(self, take: Callable[[list[bytes]], None]) -> None:
+        """Take deliveries in until cancelled, or until `take` raises: that is raised.
+
+        Args:
+            take: called with each delivery; a ROUTER's begins with the peer.
+        """
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
+        # Not longer than this runs: sockets and contexts in a cycle of references are freed in any
+        # order, and a context that goes first waits for its sockets for ever.
+        self._take = take
         descriptor = self._socket.FD
         loop.add_reader(descriptor, self._read)
         loop.call_soon(self._read)
@@ -68,14 +74,15 @@ class Pump:
             await self._ended
         finally:
             loop.remove_reader(descriptor)
-            self._ended = None
+            self._ended = self._take = None
 
     def _read(self) -> None:
-        if self._ended is None or self._ended.done() or self._socket.closed:
+        take = self._take
+        if take is None or self._ended is None or self._ended.done() or self._socket.closed:
             return
         try:
             for _ in range(_MOST_AT_ONCE):
-                self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+                take(self._socket.recv_multipart(zmq.NOBLOCK))
         except zmq.Again:
             return
         except Exception as error:
@@ -101,8 +108,7 @@ class AgentLink:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._pump = Pump(self._socket, self._take)
-        self._on_message: OnMessage = lambda peer, message: None
+        self._pump = Pump(self._socket)
         try:
             self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
@@ -118,20 +124,19 @@ class AgentLink:
 
     async def receive_forever(self, on_message: OnMessage) -> None:
         """Hand every message on, in order. Refuses peers of another protocol version."""
-        self._on_message = on_message
-        await self._pump.run()
 
-    def _take(self, delivery: list[bytes]) -> None:
-        peer, *frames = delivery
-        for frame in frames:
-            try:
-                message = decode_from_agent(frame)
-            except ProtocolError as error:
-                log.warning("refused a peer: %s", error)
-                self.send(peer, Refused(str(error)))
-                continue
-            self._on_message(peer, message)
+        def take(delivery: list[bytes]) -> None:
+            peer, *frames = delivery
+            for frame in frames:
+                try:
+                    message = decode_from_agent(frame)
+                except ProtocolError as error:
+                    log.warning("refused a peer: %s", error)
+                    self.send(peer, Refused(str(error)))
+                    continue
+                on_message(peer, message)
+
+        await self._pump.run(take)
 
     def close(self) -> None:
-        self._socket.close()
-        self._context.term()
+        self._context.destroy(linger=0)
