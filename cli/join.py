@@ -17,10 +17,7 @@ def join(
     context: typer.Context,
     head: Annotated[str, typer.Argument(help="HOST:PORT of the head's --agent-port.")],
     engines: options.Engines = 1,
-    attach: Annotated[
-        list[str] | None,
-        typer.Option(help="URL of an SGLang server that runs already; may be given again."),
-    ] = None,
+    attach: options.Attach = None,
     name: Annotated[
         str, typer.Option(help="Name of this node, unlike any other's.")
     ] = socket.gethostname(),

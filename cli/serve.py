@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from seer_sgl.config import RouterConfig
+    from seer_sgl.head import HeadConfig
     from seer_sgl.spec.settings import DraftSettings
 
 
 def serve(
     context: typer.Context,
     model: options.Model = "",
-    engines: options.Engines = 2,
+    engines: options.ServedEngines = None,
+    attach: options.Attach = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other nodes join.")
     ] = "127.0.0.1",
     port: options.Port = 30000,
     agent_port: options.AgentPort = 30001,
+    engine_ports: options.EnginePorts = None,
+    prometheus_port: options.PrometheusPort = None,
     policy: options.PolicyName = "seer",
     estimate: options.EstimateName = None,
     chunk_tokens: options.ChunkTokens = 8192,
@@ -32,60 +33,70 @@ def serve(
     kv_tokens: options.KvTokens = None,
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
-    pool: Annotated[bool, typer.Option(help="Share KV between engines through Mooncake.")] = True,
+    pool: Annotated[
+        bool | None,
+        typer.Option(help="Share KV between engines through Mooncake. Default: unless --attach."),
+    ] = None,
     speculate: options.Speculate = True,
     draft_shards: options.DraftShards = 1,
     draft_mib: options.DraftMib = 1024,
+    group_size: options.GroupSize = None,
+    group_window_s: options.GroupWindow = 60.0,
+    batches: options.Batches = True,
+    data_dir: options.DataDir = None,
     log_dir: options.LogDir = options.LOG_DIR,
 ) -> None:
     """Start a router, a Mooncake pool and SGLang servers, and serve until Ctrl-C.
 
     Flags after `--` go to every SGLang server, those of joining nodes too.
     """
-    from seer_sgl.config import RouterConfig
+    given = {**locals()}
 
     from .run import run_until_signal
 
-    router = RouterConfig(
-        host=host,
-        http_port=port,
-        agent_port=agent_port,
-        policy=policy,
-        estimate=estimate,
-        chunk_tokens=chunk_tokens,
-        chunk_plan=chunk_plan,
-        pull_margin_tokens=pull_margin_tokens,
-        model=model or options.small_model(),
-        draft=draft_settings(speculate),
-        engine_args=tuple(context.args),
+    run_until_signal(_serve(head_config(given, tuple(context.args))))
+
+
+def head_config(given: dict[str, Any], engine_args: tuple[str, ...]) -> HeadConfig:
+    """What to start, from the command's options by their names.
+
+    Args:
+        engine_args: flags for every SGLang server.
+    """
+    from seer_sgl.config import RouterConfig
+    from seer_sgl.head import HeadConfig
+
+    port, attach = given["port"], tuple(given["attach"] or ())
+    same = {name: given[name] for name in RouterConfig.__struct_fields__ if name in given}
+    kept_in = given["data_dir"] or options.DATA_DIR / str(port)
+    changed = {
+        "http_port": port,
+        "data_dir": kept_in if given["batches"] else None,
+        "model": given["model"] or options.small_model(),
+        "draft": draft_settings(given["speculate"]),
+        "engine_args": engine_args,
+        "pool": None,  # the head says where it is
+    }
+    by_default = 0 if attach else 2
+    return HeadConfig(
+        router=RouterConfig(**{**same, **changed}),
+        engines=by_default if given["engines"] is None else given["engines"],
+        attach=attach,
+        log_dir=given["log_dir"] / str(port),
+        pool=not attach if given["pool"] is None else given["pool"],
+        draft_shards=given["draft_shards"],
+        draft_budget_bytes=given["draft_mib"] << 20,
+        node_args=node_args(given["kv_tokens"], given["max_running"], given["page_tokens"]),
     )
-    engine_options = node_args(kv_tokens, max_running, page_tokens)
-    shards = (draft_shards, draft_mib << 20)
-    run_until_signal(_serve(router, engines, log_dir, pool, shards, engine_options))
 
 
-async def _serve(
-    router: RouterConfig,
-    engines: int,
-    log_dir: Path,
-    pool: bool,
-    shards: tuple[int, int],
-    engine_options: tuple[str, ...],
-) -> int:
-    from seer_sgl.head import HeadConfig, running_head
+async def _serve(config: HeadConfig) -> int:
+    from seer_sgl.head import running_head
 
     from .run import say
 
-    config = HeadConfig(
-        router=router,
-        engines=engines,
-        log_dir=log_dir / str(router.http_port),
-        pool=pool,
-        draft_shards=shards[0],
-        draft_budget_bytes=shards[1],
-        node_args=engine_options,
-    )
     async with running_head(config, say) as head:
+        router = config.router
         say(f"ready: POST http://{router.host}:{router.http_port}/generate")
         say(f"more engines: seer-sgl join {router.host}:{router.agent_port}")
         await head.wait_failed()

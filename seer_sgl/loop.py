@@ -1,7 +1,6 @@
 """The event loop that processes of ours run on."""
 
 import asyncio
-import gc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 

@@ -32,6 +32,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
     @property
     def says_what_it_holds(self) -> bool:
+        """Whether it does; if not, it is taken for unlimited."""
         return self.spec.kv_capacity_tokens != UNKNOWN_KV_TOKENS
 
 

@@ -105,11 +105,15 @@ class SGLangClient:
 
         Raises:
             EngineUnreachable: the server does not answer.
+            LookupError: it is none of SGLang's.
         """
         server = await self._get("/server_info", 30.0)
         model = await self._get("/model_info", 30.0)
         models = await self._get("/v1/models", 30.0)
-        return info_of(engine_id, server, model, models)
+        info = info_of(engine_id, server, model, models)
+        if not info.says_what_it_holds:
+            raise KeyError("/server_info has no max_total_num_tokens")
+        return info
 
     async def _get(self, target: str, timeout_s: float) -> Any:
         async with self.open("GET", target, timeout_s=timeout_s) as answer:

@@ -295,8 +295,8 @@ class _Workers:
 
     def _port_urls(self, request: Request) -> Mapping[EngineId, str]:
         """The router's own address for each engine, where it has one."""
-        del request
-        return {}
+        ports = self._front.ports
+        return ports.urls(url_parts(own_url(request))[0]) if ports is not None else {}
 
     def _here_by_other_means(self, url: str) -> EngineId | None:
         """The engine of a server that an agent elsewhere brought in."""
@@ -312,10 +312,9 @@ class _Workers:
         if url == own_url(request) or url in self._port_urls(request).values():
             return True
         host, port = url_parts(url)
-        ports = {self._front.config.http_port}
-        if port not in ports:
-            return False
-        return await leads_here(host, self._front.config.host)
+        ports = self._front.ports
+        ours = {self._front.config.http_port, *(ports.numbers.values() if ports is not None else ())}
+        return port in ours and await leads_here(host, self._front.config.host)
 
 
 def own_url(request: Request) -> str:
