@@ -226,7 +226,7 @@ class Weights:
         for engine, member in self._roster.members.items():
             if engine in out and not member.quarantine:
                 member.quarantine = _FAILED
-                log.error("engine %s is in quarantine: %s", engine, _FAILED)
+                log.warning("engine %s is in quarantine: %s", engine, _FAILED)
                 self._dispatcher.engine_left(engine, _FAILED)
                 gone.append(engine)
             elif engine not in out and member.quarantine:
