@@ -5,14 +5,14 @@ dispatched is in `_running` until its engine answers, breaks or leaves. The core
 """
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from seer_sgl.errors import IllegalEventError, RequestError
+from seer_sgl.errors import IllegalEventError
+from seer_sgl.router.answers import Answers, SampleStream
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core import RouterCore
 from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
@@ -28,13 +28,17 @@ from seer_sgl.router.core.events import (
     Submitted,
     Ticked,
 )
+from seer_sgl.router.grouping import GroupBook
+from seer_sgl.router.intake import Intake
 from seer_sgl.router.link import AgentLink
-from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, RunChunk, StopChunk
-from seer_sgl.router.requests import Sample, check_against_engines, prompt_key
+from seer_sgl.router.live import Call, Live
+from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, ChunkProgress, RunChunk, StopChunk
+from seer_sgl.router.requests import Sample
 from seer_sgl.router.roster import Roster
-from seer_sgl.router.sampling import with_group_tag
-from seer_sgl.router.transcript import Transcript
-from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
+from seer_sgl.router.sampling import chunk_sampling
+from seer_sgl.router.stopping import Stopping
+from seer_sgl.router.transcript import routed_start
+from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -53,68 +57,60 @@ class QueueLoad:
     """Prompt and output so far of those that wait."""
 
 
-@dataclass(slots=True)
-class Live:
-    """A sample on its way."""
-
-    sample: Sample
-    transcript: Transcript
-    done: asyncio.Future[Deliver]
-    number: int
-    """Tells it from its siblings, for drafts."""
-    last_status: int | None = None
-    """HTTP status of the last chunk that an engine refused."""
-    began_s: float = field(default_factory=time.monotonic)
-
-
 class Dispatcher:
     """Between the HTTP front and the engines."""
 
-    def __init__(self, core: RouterCore, link: AgentLink, roster: Roster, calls: EngineCalls) -> None:
+    def __init__(
+        self,
+        core: RouterCore,
+        link: AgentLink,
+        roster: Roster,
+        calls: EngineCalls,
+        groups: GroupBook | None = None,
+    ) -> None:
         self.core = core
         self.roster = roster
-        self.stopping = asyncio.Event()
+        self.stopping = Stopping()
         """Set when the router ends: nothing will be answered any more."""
         self._link = link
-        self._calls = calls
+        self._answers = Answers(calls, roster)
+        self._groups = groups or GroupBook()
+        self._intake = Intake(roster, calls, self._groups, self._submit)
+        self.stopping.then.add(self._intake.stop)
         self._live: dict[RequestId, Live] = {}
         self._running: dict[ChunkId, Dispatch] = {}
-        self._pending: list[Event] = []
-        self._engine_here = asyncio.Event()
-        self._numbers = itertools.count()
+        self._pending: dict[RequestId, Submitted] = {}
 
     # ---- for clients ----
 
     async def generate(self, samples: list[Sample]) -> list[dict[str, Any]]:
         """Run samples to their end; answers in the same order.
 
-        Requests wait where no engine is registered. If this is cancelled, so are they.
+        Requests wait where no engine is registered. If this is cancelled, so are they. A sample whose
+        id is on its way is not run again; its answer goes to all that ask for it.
 
         Raises:
-            RequestError: a sample can never run; then none of them does.
+            RequestError: a sample can never run; then none of them does. Or an id is on its way with
+                another body (409).
         """
-        await self._engine_here.wait()
-        await self._tokenize(samples)
-        while not (engines := self.roster.specs()):
-            await self._engine_here.wait()  # the last one left meanwhile
-        budgets = [check_against_engines(sample, engines) for sample in samples]
-        for sample in samples:
-            if sample.rid in self._live:
-                raise RequestError("rid", f"{sample.rid!r} is already running", status=409)
-        lives = [self._submit(*pair) for pair in zip(samples, budgets, strict=True)]
+        call = self._intake.open(samples, streams=False)
         try:
-            await asyncio.wait([live.done for live in lives])
-        except asyncio.CancelledError:
-            self._flush()
-            self._handle(Cancelled(RequestId(live.sample.rid)) for live in lives)
-            raise
-        return list(await asyncio.gather(*map(self._answer, lives)))
+            await call.ended()
+            return await self._answers.whole(call.lives)
+        finally:
+            self._close(call)
 
-    async def stream(self, samples: list[Sample]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    def stream(self, samples: list[Sample]) -> SampleStream:
         """Samples as they grow: index and answer so far, cumulative, in SGLang's shape. The last one of
-        each sample has a finish reason. Leaving the iteration cancels what still runs."""
-        for item in enumerate(await self.generate(samples)):
-            yield item
+        each sample has a finish reason. Closing the stream cancels what still runs.
+
+        An answer is to be used before the next one is asked for: its lists grow.
+
+        Raises:
+            RequestError: as `generate`; also while iterating, where it took time to know.
+        """
+        call = self._intake.open(samples, streams=True)
+        return SampleStream(call, self._answers, self._close)
 
     # ---- control ----
 
@@ -133,102 +129,97 @@ class Dispatcher:
     def abort(self, rid: str) -> int:
         """End the request of this id, or those that were made of it; they are answered with what
         exists. Returns how many were told to."""
-        return self._abort(name for name in self._live if name == rid or name.startswith(f"{rid}_"))
+        return self._abort(self._intake.registry.named(rid))
 
     def abort_all(self) -> int:
         """End all requests, as `abort`."""
-        return self._abort(self._live)
+        return self._abort(self._intake.registry.everyone())
 
     def abort_on(self, engine_id: EngineId) -> int:
         """End those that run on one engine, and those that wait."""
         elsewhere = {d.request_id for d in self._running.values() if d.engine_id != engine_id}
-        return self._abort(name for name in self._live if name not in elsewhere)
+        everyone = self._intake.registry.everyone()
+        return self._abort(live for live in everyone if live.request_id not in elsewhere)
 
     def queue_load(self) -> QueueLoad:
         """What waits here, and what runs."""
-        waiting = [r for r in self.core.buffer.requests.values() if r.chunk is None]
-        tokens = sum(request.held_tokens for request in waiting)
-        return QueueLoad(len(waiting), len(self.core.chunks), tokens)
+        lives = self._intake.registry.everyone()
+        running = {dispatch.request_id for dispatch in self._running.values()}
+        waiting = [live for live in lives if live.state != "done" and live.request_id not in running]
+        tokens = sum(len(w.transcript.prompt_ids) + w.transcript.ended_tokens for w in waiting)
+        return QueueLoad(len(waiting), len(running), tokens)
 
     def new_epoch(self) -> None:
         """The weights have changed: what is known of groups and of KV is of the past."""
+        self._groups.new_epoch()
 
-    def _abort(self, names: Iterable[RequestId]) -> int:
-        self._flush()
-        told = list(names)
-        self._handle(map(Cancelled, told))
+    def _abort(self, lives: Iterable[Live]) -> int:
+        told = [live for live in lives if live.state != "done" and not live.aborted]
+        for live in told:
+            live.aborted = "Abort in waiting queue"
+        self._cancel(told)
         return len(told)
 
-    async def _tokenize(self, samples: list[Sample]) -> None:
-        texts = {sample.text: list[int]() for sample in samples if sample.text is not None}
-        if not texts:
-            return
-        body = await self._calls.call("/tokenize", {"prompt": list(texts)})
-        texts = dict(zip(texts, body["tokens"], strict=True))
-        for sample in samples:
-            if sample.text is None:
-                continue
-            sample.prompt_ids = texts[sample.text]
-            if not sample.prompt_ids:
-                raise RequestError("text", f"has no token in this vocabulary: {sample.text[:80]!r}")
+    def _cancel(self, lives: Iterable[Live]) -> None:
+        cancelled: list[Event] = []
+        for live in lives:
+            name = live.request_id
+            if live.state == "submitted" and self._pending.pop(name, None) is None:
+                cancelled.append(Cancelled(name))
+            else:
+                self._live.pop(name, None)
+                live.end(Deliver(name, "cancelled"))
+        if cancelled:
+            self._handle(cancelled)
 
-    def _submit(self, sample: Sample, max_new_tokens: int) -> Live:
-        live = Live(
-            sample,
-            Transcript(sample.rid, sample.prompt_ids),
-            asyncio.get_running_loop().create_future(),
-            next(self._numbers) % 2**31,
-        )
-        self._live[RequestId(sample.rid)] = live
+    # ---- on their way ----
+
+    def _submit(self, placed: list[tuple[Live, Submitted]]) -> None:
         if not self._pending:
             asyncio.get_running_loop().call_later(GATHER_S, self._flush)
-        self._pending.append(
-            Submitted(
-                request_id=RequestId(sample.rid),
-                group_id=GroupId(sample.group_id),
-                prompt_tokens=len(sample.prompt_ids),
-                max_new_tokens=max_new_tokens,
-                prompt_key=prompt_key(sample.prompt_ids),
-                divisible=sample.divisible,
-            )
-        )
-        return live
+        for live, event in placed:
+            self._live[live.request_id] = live
+            self._pending[live.request_id] = event
 
     def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        self._handle(pending)
+        if self._pending:
+            pending, self._pending = self._pending, {}
+            self._handle(list(pending.values()))
 
-    async def _answer(self, live: Live) -> dict[str, Any]:
-        transcript, deliver = live.transcript, live.done.result()
-        texts = None
-        if not transcript.text_is_whole:
-            skip = live.sample.sampling.get("skip_special_tokens")
-            body = {
-                "tokens": transcript.text_request(),
-                "skip_special_tokens": True if skip is None else skip,
-            }
-            texts = (await self._calls.call("/detokenize", body))["text"]
-        answer = transcript.answer(time.monotonic() - live.began_s, texts)
-        if deliver.outcome != "finished":
-            answer["meta_info"]["finish_reason"] = {
-                "type": "abort",
-                "message": deliver.reason or "cancelled",
-                "status_code": live.last_status or 503,
-            }
-        return answer
+    def _close(self, call: Call) -> None:
+        left = self._intake.close(call)
+        if left:
+            self._cancel(left)
 
     # ---- from engines ----
 
     def engine_joined(self, spec: EngineSpec) -> None:
-        self._drop_running(spec.engine_id)
-        self._engine_here.set()
-        self._handle([EngineJoined(spec)])
+        self._groups.engine_gone(spec.engine_id)  # one that is back has forgotten everything
+        self._lose(spec.engine_id, "started afresh", [EngineJoined(spec)])
+        self._intake.engine_joined()
 
     def engine_left(self, engine_id: EngineId, reason: str) -> None:
-        self._drop_running(engine_id)
-        if not len(self.roster):
-            self._engine_here.clear()
-        self._handle([EngineLeft(engine_id, reason)])
+        self._groups.engine_gone(engine_id)
+        self._lose(engine_id, reason, [EngineLeft(engine_id, reason)])
+
+    def _lose(self, engine_id: EngineId, reason: str, then: list[Event]) -> None:
+        """Take note that an engine's chunks are lost. What they have shown to a client stays."""
+        gone = [dispatch for dispatch in self._running.values() if dispatch.engine_id == engine_id]
+        events: list[Event] = []
+        for dispatch in gone:
+            del self._running[dispatch.chunk_id]
+            if (shown := self._what_stays(dispatch, reason)) is not None:
+                events.append(shown)
+        self._handle(events + then)
+
+    def chunk_progressed(self, message: ChunkProgress) -> None:
+        """Show it to those who want to see the sample grow."""
+        dispatch = self._running.get(message.chunk_id)
+        if dispatch is None or dispatch.engine_id != message.engine_id:
+            return
+        live = self._live[dispatch.request_id]
+        live.transcript.progress(message.keep_chars, message.text, message.new_ids, message.meta)
+        live.grew()
 
     def chunk_answered(self, message: ChunkAnswered) -> None:
         dispatch = self._take_running(message)
@@ -236,29 +227,66 @@ class Dispatcher:
             return
         finish = message.answer["meta_info"]["finish_reason"] or {}
         live = self._live[dispatch.request_id]
-        if finish.get("type") == "abort" and not self._is_cancelled(dispatch.request_id):
-            live.last_status = finish.get("status_code")
-            reason = f"{dispatch.engine_id} aborted it: {finish.get('message')}"
-            self._handle([ChunkFailed(message.chunk_id, reason)])
-            return
         new_tokens = len(message.answer["output_ids"])
         if new_tokens > dispatch.max_new_tokens:
             reason = f"{dispatch.engine_id} sent {new_tokens} tokens for {dispatch.max_new_tokens}"
             self._handle([ChunkFailed(message.chunk_id, reason)])
             return
+        if finish.get("type") == "abort":
+            self._chunk_aborted(live, dispatch, message.answer, finish)
+            return
         live.transcript.add(message.answer, dispatch.engine_id, dispatch.came_from)
         # SGLang also ends with `length` where it cut the budget itself: nothing would follow.
         ended = finish.get("type") != "length" or new_tokens < dispatch.max_new_tokens
+        live.complete = ended or live.transcript.ended_tokens >= live.budget_tokens
         self._handle([ChunkFinished(message.chunk_id, new_tokens, ended)])
+
+    def _chunk_aborted(
+        self, live: Live, dispatch: Dispatch, answer: dict[str, Any], finish: dict[str, Any]
+    ) -> None:
+        """What was asked for ends the sample. Of what an engine did by itself, the tokens are kept."""
+        chunk_id, tokens = dispatch.chunk_id, len(answer["output_ids"])
+        asked_for = live.aborted or self.paused or self._is_cancelled(dispatch.request_id)
+        if asked_for and finish.get("status_code") is None:
+            live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
+            live.aborted = live.aborted or "Abort by an engine"
+            self._handle([Cancelled(dispatch.request_id), ChunkFinished(chunk_id, tokens, True)])
+            return
+        reason = f"{dispatch.engine_id} aborted it: {finish.get('message')}"
+        live.last_status = finish.get("status_code")
+        if tokens and live.sample.divisible and live.last_status is None:
+            live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
+            live.complete = live.transcript.ended_tokens >= live.budget_tokens
+            self._handle([ChunkFinished(chunk_id, tokens, False)])
+            return
+        failed = self._what_stays(dispatch, reason)
+        self._handle([failed or ChunkFailed(chunk_id, reason, not _refused(live.last_status))])
 
     def chunk_broke(self, message: ChunkBroke) -> None:
         dispatch = self._take_running(message)
         if dispatch is None:
             return
         self._live[dispatch.request_id].last_status = message.status
-        refused = message.status is not None and 400 <= message.status < 500
         log.warning("chunk %d on %s: %s", message.chunk_id, message.engine_id, message.reason)
-        self._handle([ChunkFailed(message.chunk_id, message.reason, retryable=not refused)])
+        stays = self._what_stays(dispatch, message.reason)
+        retryable = not _refused(message.status)
+        self._handle([stays or ChunkFailed(message.chunk_id, message.reason, retryable)])
+
+    def _what_stays(self, dispatch: Dispatch, reason: str) -> Event | None:
+        """What to tell the core of a lost chunk that a client has seen something of.
+
+        Another run would bring other tokens: those that were shown stay. A sample that cannot go on from
+        them ends here.
+        """
+        live = self._live[dispatch.request_id]
+        transcript = live.transcript
+        if not transcript.shown_tokens:
+            return None
+        tokens = transcript.keep_progress(dispatch.engine_id, dispatch.came_from)
+        if live.sample.divisible:
+            live.complete = transcript.ended_tokens >= live.budget_tokens
+            return ChunkFinished(dispatch.chunk_id, tokens, ended=False)
+        return ChunkFailed(dispatch.chunk_id, f"{reason}; what it has shown stays", retryable=False)
 
     def _take_running(self, message: ChunkAnswered | ChunkBroke) -> Dispatch | None:
         """What a message is about; None for a late one, or one about an earlier router's chunk."""
@@ -271,16 +299,11 @@ class Dispatcher:
         request = self.core.buffer.requests.get(request_id)
         return request is not None and request.cancelled
 
-    def _drop_running(self, engine_id: EngineId) -> None:
-        gone = [c for c, dispatch in self._running.items() if dispatch.engine_id == engine_id]
-        for chunk_id in gone:
-            del self._running[chunk_id]
-
     # ---- actions ----
 
-    def _handle(self, events: Iterable[Event]) -> None:
+    def _handle(self, events: list[Event]) -> None:
         try:
-            actions = self.core.handle_all(list(events), time.monotonic())
+            actions = self.core.handle_all(events, time.monotonic())
         except IllegalEventError as error:
             log.exception("a bug: the core refused an event")
             actions = list(error.actions)  # type: ignore[arg-type]
@@ -292,34 +315,47 @@ class Dispatcher:
                 case Dispatch():
                     self._run(action)
                 case AbortChunk(chunk_id=chunk_id, engine_id=engine_id):
-                    self._send(engine_id, StopChunk(chunk_id))
+                    if chunk_id in self._running:
+                        self._send(engine_id, StopChunk(chunk_id))
                 case Wake(at_s=at_s):
                     loop = asyncio.get_running_loop()
-                    loop.call_later(max(0.0, at_s - time.monotonic()), self._handle, [Ticked()])
+                    ticked: list[Event] = [Ticked()]
+                    loop.call_later(max(0.0, at_s - time.monotonic()), self._handle, ticked)
                 case Deliver(request_id=request_id):
-                    live = self._live.pop(request_id)
-                    if not live.done.done():
-                        live.done.set_result(action)
+                    self._deliver(self._live.pop(request_id), action)
+
+    def _deliver(self, live: Live, deliver: Deliver) -> None:
+        engine_id = live.transcript.last_engine
+        if engine_id is not None and live.trail is not None:
+            self._groups.end(live.trail, live.transcript.output_ids, live.group_id, engine_id)
+        live.end(deliver)
 
     def _run(self, dispatch: Dispatch) -> None:
         live = self._live[dispatch.request_id]
-        params = {**live.sample.sampling, "max_new_tokens": dispatch.max_new_tokens}
         request = self.core.buffer.requests.get(dispatch.request_id)
-        held_ids = live.transcript.held_ids
+        sample, held_ids = live.sample, live.transcript.held_ids
+        done = live.transcript.ended_tokens
         tag = {
-            "group": live.sample.group_id,
+            "group": live.group_id,
             "request": live.number,
-            "done": len(held_ids) - len(live.sample.prompt_ids),
+            "done": done,
             "probe": request is not None and request.is_probe,
         }
         body = {
-            **live.sample.body,
-            "rid": f"{live.sample.rid}.{dispatch.chunk_id}",
+            **sample.body,
+            "rid": f"{sample.rid}.{dispatch.chunk_id}",
             "input_ids": held_ids,
-            "sampling_params": with_group_tag(params, tag),
+            "sampling_params": chunk_sampling(sample.sampling, dispatch.max_new_tokens, done, tag),
         }
+        if body.get("return_routed_experts"):
+            wanted = body.get("routed_experts_start_len")
+            body["routed_experts_start_len"] = routed_start(wanted, len(held_ids), len(held_ids) - done)
         self._running[dispatch.chunk_id] = dispatch
-        self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body))
+        self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))
 
     def _send(self, engine_id: EngineId, message: RunChunk | StopChunk) -> None:
         self._link.send(self.roster.members[engine_id].peer, message)
+
+
+def _refused(status: int | None) -> bool:
+    return status is not None and 400 <= status < 500

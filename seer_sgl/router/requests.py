@@ -26,9 +26,9 @@ _PER_ITEM = frozenset(
 """Fields that a batch may give as one list entry per prompt (SGLang 0.5.23 `GenerateReqInput`)."""
 
 _DIVISIBLE = frozenset(
-    """sampling_params return_logprob top_logprobs_num token_ids_logprob return_text_in_logprobs stream
+    """sampling_params return_logprob top_logprobs_num token_ids_logprob return_text_in_logprobs
     log_metrics lora_path lora_id extra_key cache_salt priority no_logs custom_labels
-    routing_key""".split()
+    routing_key return_routed_experts routed_experts_start_len return_prompt_token_ids""".split()
 )
 """Fields that mean the same in every chunk. With any other one a request runs whole: state that
 SGLang keeps per request is never lost in silence."""
@@ -42,10 +42,13 @@ class Sample:
     body: dict[str, Any]
     """What goes to SGLang with every chunk, less the fields that a chunk sets."""
     max_new_tokens: int | None
-    group_id: str
+    group_id: str | None
+    """As the client names it; None where it is to be recognised (see `grouping.py`)."""
     divisible: bool
     text: str | None = None
     prompt_ids: list[int] = field(default_factory=list)
+    names: tuple[str, ...] = ()
+    """Ids of the requests that it was made of, as `n` and lists make many of one."""
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class GenerateCall:
 
     samples: list[Sample]
     is_list: bool
+    streams: bool = False
 
 
 def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> GenerateCall:
@@ -74,11 +78,13 @@ def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> Gene
     """
     if not isinstance(body, dict):
         raise RequestError("", f"the body must be a JSON object, got {type(body).__name__}")
-    if body.get("stream"):
-        raise RequestError("stream", "streaming is not supported yet; leave it out or send false")
+    streams = body.get("stream")
+    if streams not in (None, True, False):
+        raise RequestError("stream", f"must be true or false, got {streams!r}")
     prompts, batched = _prompts(body)
     samples: list[Sample] = []
-    many = batched
+    many, given_rid = batched, body.get("rid")
+    top_rid = None if isinstance(given_rid, list) else given_rid or new_rid
     for index, prompt in enumerate(prompts):
         item = _item(body, index, len(prompts)) if batched else dict(body)
         params = _checked_sampling(item)
@@ -87,13 +93,13 @@ def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> Gene
         if len(samples) + count > MAX_SAMPLES:
             raise RequestError("n", f"one call may ask for at most {MAX_SAMPLES} samples")
         rid = item.get("rid") or (f"{new_rid}_{index}" if batched else new_rid)
-        samples += _samples(item, prompt, params, rid, group_id)
+        samples += _samples(item, prompt, params, (rid, top_rid), group_id)
     taken: set[str] = set()
     for sample in samples:
         if sample.rid in taken:
             raise RequestError("rid", f"{sample.rid!r} is given twice; ids must differ")
         taken.add(sample.rid)
-    return GenerateCall(samples, many)
+    return GenerateCall(samples, many, bool(streams))
 
 
 def _prompts(body: dict[str, Any]) -> tuple[list[Any], bool]:
@@ -144,26 +150,36 @@ def _count_of(params: dict[str, Any]) -> int:
 
 
 def _samples(
-    item: dict[str, Any], prompt: Any, params: dict[str, Any], rid: Any, group_id: str | None
+    item: dict[str, Any],
+    prompt: Any,
+    params: dict[str, Any],
+    rids: tuple[Any, str | None],
+    group_id: str | None,
 ) -> list[Sample]:
+    """`rids`: of this prompt, and of the whole call, where it has one of its own."""
     _check_prompt(prompt)
-    count = _count_of(params)
+    count, (rid, lists_under) = _count_of(params), rids
     if not isinstance(rid, str):
         raise RequestError("rid", f"must be a string, got {rid!r}")
     body = {k: v for k, v in item.items() if k not in _TAKEN_OUT}
     body["sampling_params"] = {k: v for k, v in params.items() if k not in ("n", "max_new_tokens")}
     _check_encodable(body)
-    group = group_id or item.get("group_id") or _group_of(prompt, body)
+    group = group_id or item.get("group_id")
     divisible = _divisible(body)
+    parents = [rid] if count > 1 else []
+    if lists_under is not None and lists_under != rid:
+        parents.append(lists_under)
+    names = tuple(parents)
     return [
         Sample(
             rid=rid if count == 1 else f"{rid}_{sample}",
             body=body,
             max_new_tokens=params.get("max_new_tokens", 128),  # SGLang's default
-            group_id=str(group),
+            group_id=str(group) if group else None,
             divisible=divisible,
             text=prompt if isinstance(prompt, str) else None,
             prompt_ids=prompt if isinstance(prompt, list) else [],
+            names=names,
         )
         for sample in range(count)
     ]
@@ -191,12 +207,6 @@ def _check_encodable(body: dict[str, Any]) -> None:
             msgspec.msgpack.encode(value)
         except (OverflowError, RecursionError) as error:
             raise RequestError(key, f"cannot be passed on: {error}") from None
-
-
-def _group_of(prompt: Any, body: dict[str, Any]) -> str:
-    """Requests with the same prompt and model state are samples of one group, whoever sends them."""
-    parts = [prompt, *(body.get(key) for key in ("lora_path", "extra_key", "cache_salt"))]
-    return hashlib.blake2b(msgspec.json.encode(parts), digest_size=12).hexdigest()
 
 
 def _divisible(body: dict[str, Any]) -> bool:

@@ -35,7 +35,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "min_new_tokens": (0,),
     "beam_width": (1,),
     "json_schema": ("",),
     "regex": ("",),
@@ -75,9 +74,23 @@ def _check_custom(custom: Any) -> None:
         raise RequestError(f"{field}.{GROUP_TAG}", "is set by the router; choose another name")
 
 
-def with_group_tag(params: dict[str, Any], tag: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters, with what an engine's drafter is told of the request."""
-    return {**params, "custom_params": {**(params.get("custom_params") or {}), GROUP_TAG: tag}}
+def chunk_sampling(
+    params: dict[str, Any], max_new_tokens: int, done_tokens: int, tag: dict[str, Any]
+) -> dict[str, Any]:
+    """The parameters of one chunk.
+
+    Args:
+        params: the request's.
+        max_new_tokens: what the chunk may bring.
+        done_tokens: output of earlier chunks.
+        tag: what an engine's drafter is told of the request.
+    """
+    chunk = {**params, "max_new_tokens": max_new_tokens}
+    chunk["custom_params"] = {**(params.get("custom_params") or {}), GROUP_TAG: tag}
+    if least := params.get("min_new_tokens"):
+        # Until then the model may not end; a chunk that ends sooner is not the last.
+        chunk["min_new_tokens"] = min(max(0, least - done_tokens), max_new_tokens)
+    return chunk
 
 
 def _check_range(field: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:

@@ -1,5 +1,6 @@
 """The request buffer: every live request and group, and which of them wait (the paper's name)."""
 
+import sys
 from itertools import count
 from math import log
 
@@ -31,8 +32,8 @@ class RequestBuffer:
         decision."""
         self._seq = count()
 
-    def add(self, event: Submitted, now_s: float) -> None:
-        """Let a new request wait.
+    def add(self, event: Submitted, now_s: float, begun_on: Engine | None = None) -> None:
+        """Let a new request wait. `begun_on`: the engine that holds the beginning of its prompt.
 
         Raises:
             IllegalEventError: its id is taken, or it has no prompt or asks for no token.
@@ -57,6 +58,9 @@ class RequestBuffer:
             prompt_tokens=event.prompt_tokens,
             max_new_tokens=event.max_new_tokens,
             divisible=event.divisible,
+            shared_tokens=sys.maxsize if event.shared_tokens is None else event.shared_tokens,
+            begun_tokens=event.held_tokens,
+            begun_on=begun_on,
         )
         group.live += 1
         if event.max_new_tokens > group.max_new_tokens:

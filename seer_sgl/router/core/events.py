@@ -16,6 +16,12 @@ class Submitted(msgspec.Struct, frozen=True):
     """False where SGLang keeps state per request that a next chunk would lose: it runs whole."""
     prompt_key: str = ""
     """Equal for equal prompts, also of other iterations; empty where nobody knows."""
+    shared_tokens: int | None = None
+    """How much of its prompt is the group's own prompt; None for all of it."""
+    held_tokens: int = 0
+    """How much of its prompt a request that has ended computed, and wrote to the pool."""
+    held_on: EngineId | None = None
+    """The engine that did, and has it still."""
 
 
 class ChunkFinished(msgspec.Struct, frozen=True):

@@ -108,7 +108,8 @@ class RouterCore:
     # ---- events ----
 
     def _submitted(self, event: Submitted, now_s: float) -> list[Action]:
-        self.buffer.add(event, now_s)
+        begun_on = self.engines.get(event.held_on) if event.held_on is not None else None
+        self.buffer.add(event, now_s, begun_on)
         return []
 
     def _chunk_finished(self, event: ChunkFinished, now_s: float) -> list[Action]:

@@ -60,9 +60,10 @@ def tokens_to_pull(request: Request, engine: Engine, settings: PlacementSettings
 def _prefix_holder(request: Request, need_tokens: int, fleet: Fleet) -> Engine | None:
     """The engine with the longest prefix that fits; of equal ones the least loaded.
 
-    Nobody holds more than the engine of the last chunk, and others hold the prompt at most.
+    Nobody holds more than the engine of the last chunk, or, before the first one, the engine where the
+    prompt was begun; others hold the group's prompt at most.
     """
-    last = request.last_engine
+    last = request.last_engine or request.begun_on
     if last is not None and fleet.fits(last, need_tokens):
         return last
     holders = [engine for engine in request.group.prompt_on if fleet.fits(engine, need_tokens)]

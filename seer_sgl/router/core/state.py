@@ -7,6 +7,7 @@ hold it, or in flight as one chunk on one engine.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -148,6 +149,12 @@ class Request:
     """KV that the next chunk may grow to."""
     listed: tuple[str, float] | None = None
     """The heap and key under which the queue has an entry of it, which may be void for the moment."""
+    begun_tokens: int = 0
+    """How much of the prompt an earlier request has computed, and written to the pool."""
+    begun_on: Engine | None = None
+    """The engine that did; one that is gone never matches again."""
+    shared_tokens: int = sys.maxsize
+    """How much of the prompt, at most, is the group's own."""
     turn: int = 0
     """Its number among all that wait, by when they began to; 0 while it has none."""
 
@@ -165,13 +172,16 @@ class Request:
         """Tokens of this request's prefix whose KV some engine has computed and written to the pool."""
         if self.last_engine is not None:
             return self.held_tokens
-        return self.prompt_tokens if self.group.prompt_on else 0
+        shared = min(self.shared_tokens, self.prompt_tokens) if self.group.prompt_on else 0
+        return max(shared, self.begun_tokens)
 
     def prefix_on(self, engine: Engine) -> int:
         """Tokens of this request's prefix that the engine has computed."""
         if engine is self.last_engine:
             return self.held_tokens
-        return self.prompt_tokens if engine in self.group.prompt_on else 0
+        begun = self.begun_tokens if engine is self.begun_on else 0
+        shared = engine in self.group.prompt_on and min(self.shared_tokens, self.prompt_tokens)
+        return max(begun, shared)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,18 +1,29 @@
 """`/generate`: SGLang's own request and answer."""
 
-import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from seer_sgl.errors import SeerError
+from seer_sgl.router.answers import SampleStream
 from seer_sgl.router.http.bodies import decoded, json_response, read_body
-from seer_sgl.router.http.errors import CLIENT_GONE, error_response
+from seer_sgl.router.http.errors import error_response
 from seer_sgl.router.http.front import Front
-from seer_sgl.router.http.operations import Answer, Operation
-from seer_sgl.router.requests import parse_generate
+from seer_sgl.router.http.operations import Answer, Operation, Parameter
+from seer_sgl.router.http.sse import Deltas, EventStream, event
+from seer_sgl.router.http.watch import Watched, unless_over
+from seer_sgl.router.requests import GenerateCall, parse_generate
+
+__all__ = ["answer_of", "operations", "parsed", "unless_over"]
+
+_GROUP = Parameter(
+    "x-seer-group", "header", {"type": "string"}, "Group that the samples belong to; a hint for drafts."
+)
+_DELTAS = Parameter(
+    "x-seer-deltas", "header", {"type": "string"}, "`1`: streamed events carry only what is new."
+)
 
 
 def operations(front: Front) -> list[Operation]:
@@ -26,10 +37,36 @@ def operations(front: Front) -> list[Operation]:
             text="Generate samples, with SGLang's request and answer.",
             tag="generate",
             request={"type": "object"},
-            answers={200: Answer("The sample, or a list of them.", {})},
+            answers={200: Answer("The sample, or a list of them.", {}, streams=True)},
             errors=[400, 408, 409, 413, 503],
+            parameters=[_GROUP, _DELTAS],
         )
     ]
+
+
+def parsed(body: bytes, group_id: str | None = None) -> GenerateCall:
+    """A `/generate` body.
+
+    Raises:
+        RequestError: naming the field at fault.
+    """
+    return parse_generate(decoded(body), uuid.uuid4().hex, group_id)
+
+
+def answer_of(call: GenerateCall, answers: list[dict[str, Any]]) -> Response:
+    """What a client that does not stream gets.
+
+    A sample that was aborted, or given up, is answered as such with what exists: clients would send a
+    request again and again that ends in an error. What SGLang refuses is an error, as from SGLang.
+    """
+    for answer in answers:
+        finish = answer["meta_info"]["finish_reason"]
+        refused = finish.get("type") == "abort" and 400 <= (finish.get("status_code") or 0) < 500
+        if not refused or answer["output_ids"]:
+            break
+    else:
+        return error_response(finish["status_code"], finish["message"])
+    return json_response(answers if call.is_list else answers[0])
 
 
 class _Generate:
@@ -38,42 +75,29 @@ class _Generate:
 
     async def generate(self, request: Request) -> Response:
         dispatcher = self._front.dispatcher
-        body = decoded(await read_body(request, self._front.config.max_body_bytes))
-        call = parse_generate(body, uuid.uuid4().hex, request.headers.get("x-seer-group"))
-        answers = await unless_over(request, dispatcher.generate(call.samples), dispatcher.stopping)
-        if answers is None:
-            return Response(status_code=CLIENT_GONE)
-        if call.is_list:
-            return json_response(answers)
-        finish = answers[0]["meta_info"]["finish_reason"]
-        if finish["type"] == "abort" and not answers[0]["output_ids"]:
-            return error_response(finish["status_code"], finish["message"])
-        return json_response(answers[0])
+        body = await read_body(request, self._front.config.max_body_bytes)
+        call = parsed(body, request.headers.get("x-seer-group"))
+        if call.streams:
+            samples = dispatcher.stream(call.samples)
+            deltas = Deltas() if request.headers.get("x-seer-deltas") == "1" else None
+            events = _Events(samples, call.is_list, deltas)
+            return EventStream(request, events, dispatcher.stopping)
+        with Watched(request, dispatcher.stopping):
+            answers = await dispatcher.generate(call.samples)
+        return answer_of(call, answers)
 
 
-async def unless_over(request: Request, work: Any, stopping: asyncio.Event) -> Any:
-    """The result of `work`, or None once the client hangs up; then the work is cancelled.
+class _Events(AsyncIterator[bytes]):
+    """SGLang's events of samples that grow."""
 
-    Raises:
-        SeerError: the router stops; the work is cancelled, too.
-    """
-    task, gone, stop = map(asyncio.ensure_future, (work, _disconnected(request), stopping.wait()))
-    try:
-        await asyncio.wait((task, gone, stop), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if stop.done():
-            raise SeerError("the router is stopping")
-        return None
-    finally:
-        for waiting in (task, gone, stop):
-            waiting.cancel()
-        await asyncio.gather(task, gone, stop, return_exceptions=True)
+    def __init__(self, samples: SampleStream, is_list: bool, deltas: Deltas | None) -> None:
+        self._samples, self._is_list, self._deltas = samples, is_list, deltas
 
+    async def __anext__(self) -> bytes:
+        index, answer = await anext(self._samples)
+        if self._deltas is not None:
+            answer = self._deltas.of(index, answer)
+        return event({**answer, "index": index} if self._is_list else answer)
 
-async def _disconnected(request: Request) -> None:
-    try:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-    except ClientDisconnect:
-        return
+    async def aclose(self) -> None:
+        self._samples.close()

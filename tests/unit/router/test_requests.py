@@ -39,12 +39,29 @@ def test_batch_fields_are_taken_apart() -> None:
     assert len({s.rid for s in call.samples}) == 2
 
 
-def test_same_prompt_is_one_group_and_a_salt_is_another() -> None:
-    same = parse(input_ids=[[5, 6], [5, 6]]).samples
-    salted = parse(input_ids=[5, 6], cache_salt="e1").samples
-    assert same[0].group_id == same[1].group_id != salted[0].group_id
+def test_a_group_is_what_the_client_calls_it() -> None:
+    assert parse(input_ids=[5]).samples[0].group_id is None
     assert parse(input_ids=[5], group_id="g").samples[0].group_id == "g"
+    assert parse(input_ids=[[5], [6]], group_id=["g", 3]).samples[1].group_id == "3"
     assert parse_generate({"input_ids": [5]}, "new", "header").samples[0].group_id == "header"
+
+
+def test_samples_know_the_requests_that_they_were_made_of() -> None:
+    def named(**body: Any) -> list[tuple[str, ...]]:
+        return [(s.rid, *s.names) for s in parse(**body).samples]
+
+    two = {"n": 2}
+    assert named(text="a", rid="r") == [("r",)]
+    assert named(text="a", rid="r", sampling_params=two) == [("r_0", "r"), ("r_1", "r")]
+    assert named(text=["a", "b"], rid="r") == [("r_0", "r"), ("r_1", "r")]
+    assert named(text=["a"], rid=["x"], sampling_params=two) == [("x_0", "x"), ("x_1", "x")]
+    assert named(text=["a"], rid="r", sampling_params=two)[1] == ("r_0_1", "r_0", "r")
+
+
+def test_a_call_may_stream() -> None:
+    assert parse(text="a", stream=True).streams
+    assert not parse(text="a", stream=False).streams
+    assert not parse(text="a").streams
 
 
 @pytest.mark.parametrize(
@@ -76,7 +93,7 @@ def test_same_prompt_is_one_group_and_a_salt_is_another() -> None:
         ({"text": ["a", "b"], "rid": ["x"]}, "rid"),
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "rid"),
         ({"text": "a", "rid": 5}, "rid"),
-        ({"text": "a", "stream": True}, "stream"),
+        ({"text": "a", "stream": "yes"}, "stream"),
     ],
 )
 def test_bad_bodies_name_their_field(body: dict[str, Any], field: str) -> None:
@@ -107,7 +124,6 @@ def test_a_body_that_is_no_object() -> None:
         {"sampling_params": {"frequency_penalty": 0.1}},
         {"sampling_params": {"presence_penalty": -1}},
         {"sampling_params": {"repetition_penalty": 1.1}},
-        {"sampling_params": {"min_new_tokens": 5}},
         {"sampling_params": {"json_schema": "{}"}},
         {"sampling_params": {"regex": "a"}},
         {"sampling_params": {"ebnf": "a"}},
@@ -131,6 +147,9 @@ def test_what_looks_back_over_the_output_runs_whole(body: dict[str, Any]) -> Non
         {"sampling_params": {"stop_token_ids": [3], "logit_bias": {"5": 1.0}, "sampling_seed": 3}},
         {"extra_key": "k", "cache_salt": "s", "priority": 3, "lora_path": "x"},
         {"sampling_params": {"custom_params": {}}},
+        {"sampling_params": {"min_new_tokens": 5}},
+        {"return_routed_experts": True, "routed_experts_start_len": 3},
+        {"return_prompt_token_ids": True},
     ],
 )
 def test_what_does_not_is_divided(body: dict[str, Any]) -> None:
