@@ -62,7 +62,7 @@ def profile(
         show(measured)
         return 0
 
-    run_until_signal(work())
+    run_until_signal(work(), exact_clock=True)
 
 
 def as_toml(measured: Profile, when: str) -> str:

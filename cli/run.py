@@ -21,15 +21,18 @@ def say(line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def run_until_signal(work: Coroutine[Any, Any, int]) -> None:
+def run_until_signal(work: Coroutine[Any, Any, int], exact_clock: bool = False) -> None:
     """Run to the end, or until a signal; exit with the work's status.
 
     Exit codes: 2 cannot start, 1 a child failed, 130 ended by a signal.
+
+    Args:
+        exact_clock: on asyncio's own loop. uvloop's clock counts whole milliseconds.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with errors_reported():
-        status = run_on_loop(_cancelled_by_signal(work))
+        status = (asyncio.run if exact_clock else run_on_loop)(_cancelled_by_signal(work))
     raise typer.Exit(status)
 
 
