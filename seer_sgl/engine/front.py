@@ -202,6 +202,8 @@ class _Call:
             self._logprobs[index] = meta["output_token_logprobs_length"] = before + count
         finish = meta["finish_reason"]
         if finish and _is_error(finish):
+            if not self._started and not out["output_ids"]:
+                raise _error_of(finish["status_code"], finish["message"])
             # SGLang's handlers know an error from a request that was ended by this type.
             finish["status_code"] = _known_status(finish["status_code"])
         self._complete(out, index)

@@ -56,6 +56,11 @@ def test_an_error_in_a_stream() -> None:
             (out,) = await outputs(Asked(input_ids=[1], stream=True), asked_of(url))
             # By this type SGLang's handlers know it from an abort that somebody asked for.
             assert type(out["meta_info"]["finish_reason"]["status_code"]) is HTTPStatus
+        refused = {**sample(finish_reason=failed), "output_ids": []}
+        async with router(streamed(events(refused), b"data: [DONE]\n\n")) as url:
+            with pytest.raises(Exception, match="no") as caught:
+                await outputs(Asked(input_ids=[1], stream=True), asked_of(url))
+            assert caught.value.status_code == 503  # type: ignore[attr-defined]
         async with router(streamed(events(error))) as url:
             with pytest.raises(Exception, match="gone") as caught:
                 await outputs(Asked(input_ids=[1], stream=True), asked_of(url))
