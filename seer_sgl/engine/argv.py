@@ -21,6 +21,8 @@ def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
         *("--page-size", str(config.page_tokens)),
         # An idle scheduler spins otherwise, and takes a core from its neighbours.
         "--sleep-on-idle",
+        # Of an answer that streams, SGLang otherwise sends all that there is with every token.
+        "--incremental-streaming-output",
         "--enable-cache-report",
         # SGLang warms up with an English sentence, which has no token in some vocabularies; an empty
         # prompt ends the server. The agent warms it up with a token id.

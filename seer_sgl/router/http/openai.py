@@ -188,7 +188,7 @@ async def _member(front: Front, model: Any) -> Member:
     """An engine whose server divides, by turns; any engine where none does. Waits while none is here."""
     while not len(front.roster):  # noqa: ASYNC110 - rare, and soon over
         await asyncio.sleep(_POLL_S)
-    members = list(front.roster.members.values())
+    members = [member for member in front.roster.members.values() if not member.quarantine]
     _check_model(model, {member.card.model for member in members})
     dividing = [member for member in members if member.card.facts.get("front")]
     chosen = dividing or members

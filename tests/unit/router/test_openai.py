@@ -13,6 +13,7 @@ from seer_sgl.errors import EngineUnreachable
 from seer_sgl.router.http import openai
 from seer_sgl.testing.controls import Asked, Reply
 from seer_sgl.testing.engine import FakeServer
+from seer_sgl.types import EngineId
 from tests.unit.router.conftest import Cluster, cluster, run, server, together, until
 
 CHAT = "/v1/chat/completions"
@@ -66,7 +67,11 @@ def test_engines_that_divide_take_turns() -> None:
         async with cluster(*dividing, whole) as it:
             for _ in range(6):
                 await it.http.post(CHAT, json=HELLO)
-        assert [len(each.calls) for each in (*dividing, whole)] == [3, 3, 0]
+            assert [len(each.calls) for each in (*dividing, whole)] == [3, 3, 0]
+            it.service.roster.members[EngineId("a")].quarantine = "its weights are old"
+            for _ in range(6):
+                await it.http.post(CHAT, json=HELLO)
+            assert [len(each.calls) for each in (*dividing, whole)] == [3, 9, 0]
         async with cluster(alone := speaking("c", front=False)) as it:
             assert (await it.http.post(CHAT, json=HELLO)).status_code == 200
         assert len(alone.calls) == 1
