@@ -96,6 +96,10 @@ async def _one(
         message = _error_of(response)
         return SampleResult(prompt.group_id, sample, response.status_code, finished_s, error=message)
     answer = msgspec.json.decode(response.content)
+    finish = answer["meta_info"]["finish_reason"]
+    if finish["type"] == "abort":
+        status = finish.get("status_code") or 503
+        return SampleResult(prompt.group_id, sample, status, finished_s, error=finish["message"])
     return SampleResult(
         prompt.group_id,
         sample,
