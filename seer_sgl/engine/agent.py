@@ -22,11 +22,11 @@ from seer_sgl.router.messages import (
     Call,
     Heartbeat,
     Leave,
+    PostChunk,
     ProtocolError,
     Refused,
     Register,
     RouterMessage,
-    RunChunk,
     StopCall,
     StopChunk,
     Welcome,
@@ -176,9 +176,9 @@ class Agent:
 
     def _take(self, message: RouterMessage) -> None:
         match message:
-            case RunChunk(chunk_id=chunk_id):
+            case PostChunk(chunk_id=chunk_id, rid=rid):
                 task = asyncio.create_task(self._work.run_chunk(message))
-                self._chunks[chunk_id] = message.body["rid"], task
+                self._chunks[chunk_id] = rid, task
                 task.add_done_callback(partial(self._chunk_ended, chunk_id))
             case StopChunk(chunk_id=chunk_id):
                 if chunk_id in self._chunks:  # else it has ended meanwhile

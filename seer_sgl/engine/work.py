@@ -20,7 +20,8 @@ from seer_sgl.router.messages import (
     ChunkAnswered,
     ChunkBroke,
     ChunkProgress,
-    RunChunk,
+    ChunkReplied,
+    PostChunk,
 )
 
 BROKEN_PAUSE_S = 2.0
@@ -47,8 +48,9 @@ class Work:
         self.router_url = ""
         """Where the router serves HTTP; told to SGLang with every call."""
 
-    async def run_chunk(self, message: RunChunk) -> None:
+    async def run_chunk(self, message: PostChunk) -> None:
         """To its end, whichever that is."""
+        told: ChunkAnswered | ChunkReplied | ChunkBroke
         try:
             told = await (self._streamed(message) if message.streams else self._whole(message))
         except EngineUnreachable as error:
@@ -57,17 +59,17 @@ class Work:
             await asyncio.sleep(BROKEN_PAUSE_S)
         self._send(told)
 
-    async def _whole(self, message: RunChunk) -> ChunkAnswered | ChunkBroke:
-        status, body = await self._client.post("/generate", message.body)
-        if status == 200:
-            return ChunkAnswered(self._engine_id, message.chunk_id, body)
-        return self._broke(message, error_message(body), status)
+    async def _whole(self, message: PostChunk) -> ChunkReplied | ChunkBroke:
+        async with self._client.open("POST", "/generate", message.body, _JSON) as answer:
+            content = await answer.read()
+        if answer.status == 200:
+            return ChunkReplied(self._engine_id, message.chunk_id, content)
+        return self._broke(message, error_message(decoded(content)), answer.status)
 
-    async def _streamed(self, message: RunChunk) -> ChunkAnswered | ChunkBroke:
+    async def _streamed(self, message: PostChunk) -> ChunkAnswered | ChunkBroke:
         events = Events()
         increments = Increments(bool(self._facts.get("incremental_streaming_output")))
-        content = msgspec.json.encode({**message.body, "stream": True})
-        async with self._client.open("POST", "/generate", content, _JSON) as answer:
+        async with self._client.open("POST", "/generate", message.body, _JSON) as answer:
             if answer.status != 200:
                 return self._broke(message, error_message(decoded(await answer.read())), answer.status)
             try:
@@ -86,7 +88,7 @@ class Work:
             return self._broke(message, str(finish.get("message")), status)
         return ChunkAnswered(self._engine_id, message.chunk_id, increments.answer())
 
-    def _broke(self, message: RunChunk, reason: str, status: int | None) -> ChunkBroke:
+    def _broke(self, message: PostChunk, reason: str, status: int | None) -> ChunkBroke:
         return ChunkBroke(self._engine_id, message.chunk_id, reason, status)
 
     async def abort(self, rid: str) -> None:

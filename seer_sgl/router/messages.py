@@ -72,6 +72,14 @@ class ChunkAnswered(Message, frozen=True):
     answer: dict[str, Any]
 
 
+class ChunkReplied(Message, frozen=True):
+    """`ChunkAnswered` as an agent tells it that has not looked into SGLang's answer: as JSON."""
+
+    engine_id: EngineId
+    chunk_id: ChunkId
+    body: bytes
+
+
 class ChunkBroke(Message, frozen=True):
     """SGLang refused a chunk, or went away."""
 
@@ -157,12 +165,22 @@ class WhoAreYou(Message, frozen=True):
 
 
 class RunChunk(Message, frozen=True):
-    """Send this body to SGLang's `/generate`."""
+    """Send this body to SGLang's `/generate`. It arrives as `PostChunk`."""
 
     chunk_id: ChunkId
     body: dict[str, Any]
+    """With an `rid`."""
     streams: bool = False
     """Tell what comes of it while it runs, by `ChunkProgress`."""
+
+
+class PostChunk(Message, frozen=True):
+    """`RunChunk` as it travels: its body is JSON, which the agent need not look into."""
+
+    chunk_id: ChunkId
+    rid: str
+    body: bytes
+    streams: bool
 
 
 class StopChunk(Message, frozen=True):
@@ -194,6 +212,7 @@ AgentMessage = (
     | Heartbeat
     | ChunkProgress
     | ChunkAnswered
+    | ChunkReplied
     | ChunkBroke
     | CallAnswered
     | CallBegan
@@ -201,9 +220,9 @@ AgentMessage = (
     | CallEnded
     | Leave
 )
-RouterMessage = Head | Welcome | Refused | WhoAreYou | RunChunk | StopChunk | Call | StopCall
+RouterMessage = Head | Welcome | Refused | WhoAreYou | PostChunk | StopChunk | Call | StopCall
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Message)
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
@@ -215,6 +234,7 @@ class _AnyVersion(msgspec.Struct):
 
 
 _any_version = msgspec.msgpack.Decoder(_AnyVersion)
+_answer = msgspec.json.Decoder(dict[str, Any])
 
 
 class ProtocolError(ValueError):
@@ -223,24 +243,59 @@ class ProtocolError(ValueError):
 
 def encode(message: Message) -> bytes:
     """One frame."""
+    if type(message) is RunChunk:
+        message = _to_post(message)
     return _encoder.encode(message)
 
 
+def _to_post(chunk: RunChunk) -> PostChunk:
+    body = {**chunk.body, "stream": True} if chunk.streams else chunk.body
+    return PostChunk(chunk.chunk_id, body["rid"], msgspec.json.encode(body), chunk.streams)
+
+
 def decode_from_agent(frame: bytes) -> AgentMessage:
-    """Raises ProtocolError."""
-    return _decode(_from_agent, frame)
+    """A message; never `ChunkReplied`, but what it stands for.
+
+    Raises:
+        ProtocolError: it is none, or of another version.
+    """
+    message = _decode(_from_agent, frame)
+    return _to_answered(message) if type(message) is ChunkReplied else message
+
+
+def _to_answered(reply: ChunkReplied) -> "ChunkAnswered | ChunkBroke":
+    try:
+        answer = _answer.decode(reply.body)
+    except msgspec.MsgspecError as error:
+        return ChunkBroke(reply.engine_id, reply.chunk_id, f"an answer that is none: {error}")
+    return ChunkAnswered(reply.engine_id, reply.chunk_id, answer)
 
 
 def decode_from_router(frame: bytes) -> RouterMessage:
-    """Raises ProtocolError."""
+    """A message.
+
+    Raises:
+        ProtocolError: it is none, or of another version.
+    """
     return _decode(_from_router, frame)
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[M]", frame: bytes) -> M:
     try:
-        version = _any_version.decode(frame).protocol
-        if version == PROTOCOL:
-            return decoder.decode(frame)
+        message = decoder.decode(frame)
+        if message.protocol == PROTOCOL:
+            return message
+        version = message.protocol
     except msgspec.MsgspecError as error:
-        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error}") from None
+        version = _version_of(frame)
+        if version == PROTOCOL:
+            raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error}") from None
     raise ProtocolError(f"the peer speaks protocol {version}, this side {PROTOCOL}: update the older")
+
+
+def _version_of(frame: bytes) -> int:
+    """What a frame that could not be decoded says of itself; ours where it says nothing."""
+    try:
+        return _any_version.decode(frame).protocol
+    except msgspec.MsgspecError:
+        return PROTOCOL

@@ -31,9 +31,8 @@ FROM_ROUTERS: list[m.RouterMessage] = [
     m.Welcome(1.0, 8000),
     m.Refused("no"),
     m.WhoAreYou(),
-    m.RunChunk(ChunkId(1), {"input_ids": [1, 2]}),
     m.StopChunk(ChunkId(1)),
-    m.RunChunk(ChunkId(1), {"input_ids": [1, 2]}, streams=True),
+    m.PostChunk(ChunkId(1), "r", b"{}", True),
     m.Call(1, "POST", "/x?y=1", {"content-type": "text/plain"}, b"\xff"),
     m.StopCall(1),
 ]
@@ -47,6 +46,28 @@ def test_agent_messages_round_trip(message: m.AgentMessage) -> None:
 @pytest.mark.parametrize("message", FROM_ROUTERS, ids=lambda x: type(x).__name__)
 def test_router_messages_round_trip(message: m.RouterMessage) -> None:
     assert m.decode_from_router(m.encode(message)) == message
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_chunk_arrives_as_the_json_to_post(streams: bool) -> None:
+    body = {"rid": "r", "input_ids": [1, 2]}
+    post = m.decode_from_router(m.encode(m.RunChunk(ChunkId(1), body, streams)))
+    assert isinstance(post, m.PostChunk)
+    assert (post.chunk_id, post.rid, post.streams) == (1, "r", streams)
+    assert msgspec.json.decode(post.body) == {**body, **({"stream": True} if streams else {})}
+
+
+def test_an_answer_that_was_passed_on_unread_is_read_on_arrival() -> None:
+    reply = m.ChunkReplied(E, ChunkId(5), b'{"output_ids":[1]}')
+    assert m.decode_from_agent(m.encode(reply)) == m.ChunkAnswered(E, ChunkId(5), {"output_ids": [1]})
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"a":'])
+def test_an_answer_that_is_none_breaks_its_chunk_and_not_the_connection(body: bytes) -> None:
+    broke = m.decode_from_agent(m.encode(m.ChunkReplied(E, ChunkId(5), body)))
+    assert isinstance(broke, m.ChunkBroke)
+    assert (broke.engine_id, broke.chunk_id, broke.status) == (E, 5, None)
+    assert "an answer that is none" in broke.reason
 
 
 def test_another_version_is_refused_with_both_numbers() -> None:
