@@ -19,7 +19,7 @@ OUTPUT_PURPOSE = "batch_output"
 LIVE = frozenset(("validating", "in_progress", "finalizing", "cancelling"))
 """Statuses that a batch does not end with."""
 
-_WINDOW = re.compile(r"([1-9]\d{0,5})([smhd])")
+_WINDOW = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LIFETIME_S = (3600, 30 * 86_400)
 _PAIRS, _KEY, _VALUE = 16, 64, 512
