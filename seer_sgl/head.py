@@ -48,6 +48,8 @@ class HeadConfig(msgspec.Struct, frozen=True):
     """Passed on to the `join` that runs the local engines."""
     attach: tuple[str, ...] = ()
     """URLs of servers that run already; they become engines when they answer."""
+    attach_api_key: str = ""
+    """What these servers ask for, if anything."""
 
 
 class Head:
@@ -160,7 +162,7 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
                 here = _engines_here(service, config.engines)
                 await head.start_child("local node", _node_argv(config), here)
             for url in config.attach:
-                say(f"attached: {url}, engine {attached.attach(url)}")
+                say(f"attached: {url}, engine {attached.attach(url, config.attach_api_key)}")
             yield head
         finally:
             await head.stop()

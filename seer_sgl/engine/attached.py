@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 
 from seer_sgl.engine.agent import Agent
 from seer_sgl.engine.described import EngineInfo, info_of, load_of
-from seer_sgl.engine.sglang import SGLangClient
+from seer_sgl.engine.sglang import Answer, SGLangClient
 from seer_sgl.errors import ChildFailedError, EngineUnreachable, SeerError
 from seer_sgl.router.workers import normal_url
 from seer_sgl.types import EngineId
@@ -34,11 +35,23 @@ MODEL_PATIENCE_S = 30.0
 class AttachedClient(SGLangClient):
     """A server that need not be SGLang's newest, nor SGLang at all: only `/generate` is needed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         super().__init__(url)
+        self._key = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._has_loads = True
         self.missed = asyncio.Event()
         """Set when the agent's own question about the load had no answer."""
+
+    def open(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> AbstractAsyncContextManager[Answer]:
+        """As any server's, with its key in place of the client's own."""
+        return super().open(method, target, body, {**(headers or {}), **self._key}, timeout_s)
 
     async def healthy(self) -> bool:
         """Whether it could generate; where it has no `/health_generate`, whether it says it is well."""
@@ -112,8 +125,8 @@ class AttachedClient(SGLangClient):
 class AttachedServer:
     """A server that somebody else runs."""
 
-    def __init__(self, name: str, url: str) -> None:
-        self._client = AttachedClient(url)
+    def __init__(self, name: str, url: str, api_key: str = "") -> None:
+        self._client = AttachedClient(url, api_key)
         self.client: SGLangClient = self._client
         self._name = name
 
@@ -185,12 +198,12 @@ class AttachedServers:
         """The engine that each URL is, or will be once its server answers."""
         return self._engines
 
-    def attach(self, url: str) -> EngineId:
-        """Take a server in; nothing more where it is already."""
+    def attach(self, url: str, api_key: str = "") -> EngineId:
+        """Take a server in, which may ask for a key; nothing more where it is already."""
         url = normal_url(url)
         if url not in self._engines:
             self._engines[url] = EngineId(url.partition("://")[2])
-            self._tasks[url] = asyncio.create_task(self._keep(url), name=f"attached {url}")
+            self._tasks[url] = asyncio.create_task(self._keep(url, api_key), name=f"attached {url}")
         return self._engines[url]
 
     async def detach(self, url: str) -> None:
@@ -201,9 +214,9 @@ class AttachedServers:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _keep(self, url: str) -> None:
+    async def _keep(self, url: str, api_key: str) -> None:
         """Be its agent, whatever happens to it."""
-        make = partial(AttachedServer, self._engines[url], url)
+        make = partial(AttachedServer, self._engines[url], url, api_key)
         while True:
             try:
                 await Agent(make, self._head).run()

@@ -24,8 +24,8 @@ class Attachments(Protocol):
         """The engine that each URL is, or will be once its server answers."""
         ...
 
-    def attach(self, url: str) -> EngineId:
-        """Take a server in; nothing more where it is already."""
+    def attach(self, url: str, api_key: str = "") -> EngineId:
+        """Take a server in, which may ask for a key; nothing more where it is already."""
         ...
 
     async def detach(self, url: str) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from seer_sgl.config import TRIED_SGLANG
 from seer_sgl.engine import libraries
 from seer_sgl.engine.libraries import MOONCAKE_LIBRARIES
+from seer_sgl.version import __version__
 from seer_sgl_cli import doctor
 from seer_sgl_cli.main import app
 
@@ -98,8 +99,19 @@ def test_the_pinned_sglang_is_the_tried_one(extra: str) -> None:
 def test_every_package_is_installed() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "seer_sgl").rglob("__init__.py")}
-    expected = {".".join(folder.parts) for folder in folders}
+    expected = {".".join(folder.parts) for folder in folders if "shim" not in folder.parts}
     assert expected | {"seer_sgl_cli"} == set(tool["setuptools"]["packages"])
+
+
+def test_the_stock_routers_name_is_taken_only_on_purpose() -> None:
+    shim = ROOT / "seer_sgl" / "shim"
+    project = tomllib.loads((shim / "pyproject.toml").read_text(encoding="utf-8"))
+    assert EXTRAS["sglang-router"] == [f"{project['project']['name']}=={project['project']['version']}"]
+    assert project["project"]["dependencies"] == [f"{PROJECT['name']}=={__version__}"]
+    assert project["tool"]["setuptools"]["packages"] == ["sglang_router"]
+    assert (shim / "sglang_router" / "__init__.py").is_file()
+    main = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert not any("sglang_router" in name for name in main["packages"])
 
 
 def declared_entry_points() -> list[metadata.EntryPoint]:

@@ -149,6 +149,7 @@ def _current(routes: "_Workers") -> list[Operation]:
             "Change what the list says of a server.",
             accepted,
             request=WorkerChanges,
+            request_required=False,
         ),
         one("DELETE", routes.remove, "Let a server go; what it runs goes on elsewhere.", accepted),
     ]
@@ -201,7 +202,7 @@ class _Workers:
 
     async def add(self, request: Request) -> Response:
         body = decoded_as(await read_body(request, self._front.config.max_body_bytes), NewWorker)
-        registration = await self._add(request, body.url)
+        registration = await self._add(request, body.url, body.api_key or "")
         _apply(registration, body)
         return _accepted(Worker(normal_url(body.url), ()), "the server is an engine once it answers")
 
@@ -231,7 +232,7 @@ class _Workers:
 
     # ---- what they do ----
 
-    async def _add(self, request: Request, text: str) -> Registration:
+    async def _add(self, request: Request, text: str, api_key: str = "") -> Registration:
         """Register a server, and attach it unless its engine is here by other means."""
         url = normal_url(text)
         attached = self._front.attached
@@ -241,7 +242,7 @@ class _Workers:
         if engine is None:
             if attached is None:
                 raise RequestError("", "this router takes no servers in by URL", 503, "not_supported")
-            engine = attached.attach(url)
+            engine = attached.attach(url, api_key)
             await self._until(lambda: engine in self._front.roster.members)
         return self._registered.setdefault(url, Registration(engine))
 
