@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import BinaryIO
 
 from seer_sgl.router.batch.lines import Checker, LineTooLong, Numbered, Splitter
 
@@ -24,7 +25,7 @@ async def blocks(path: Path, line_bytes: int = LINE_BYTES) -> AsyncGenerator[lis
         block = file.read(BLOCK_BYTES)
         return (splitter.feed(block), False) if block else (splitter.end(), True)
 
-    file = await asyncio.to_thread(path.open, "rb")
+    file = _opened(path)
     try:
         ended = False
         while not ended:
@@ -33,6 +34,11 @@ async def blocks(path: Path, line_bytes: int = LINE_BYTES) -> AsyncGenerator[lis
                 yield lines
     finally:
         file.close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    # Not in a thread: cancelled meanwhile, nobody would close it.
+    return path.open("rb")
 
 
 async def check(path: Path, checker: Checker, line_bytes: int = LINE_BYTES) -> None:

@@ -1,6 +1,7 @@
 """Output and error files of a batch: appended at once, counted when written, synced. Acts."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ class LineFile:
         self.size = 0
         """Bytes in the file."""
         self._write = write
+        self._in_use = threading.Lock()
         self._begun = 0
         """Bytes of the first pending line that are in the file already."""
         self._unsynced = False
@@ -48,6 +50,10 @@ class LineFile:
 
         From the first line on that is torn or no line of ours the file is cut.
         """
+        with self._in_use:
+            return self._recover()
+
+    def _recover(self) -> list[tuple[int, Tokens]]:
         found: list[tuple[int, Tokens]] = []
         good = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
@@ -92,15 +98,18 @@ class LineFile:
 
     def sync(self) -> None:
         """Wait until what was written is on the disk. To be called off the event loop."""
-        self._unsynced = False
-        try:
-            os.fsync(self._descriptor)
-        except BaseException:
-            self._unsynced = True
-            raise
+        with self._in_use:
+            self._unsynced = False
+            try:
+                os.fsync(self._descriptor)
+            except BaseException:
+                self._unsynced = True
+                raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Waits for a thread that is in `recover` or `sync` still."""
+        with self._in_use:
+            os.close(self._descriptor)
 
 
 class Results:
