@@ -19,10 +19,8 @@ def as_object(body: bytes) -> bytes:
         return b"{}"
     try:
         found: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError("", f"the body is not JSON: {error}") from None
-    if found is None:
-        return b"{}"
     if not isinstance(found, dict):
         raise RequestError("", "the body must be a JSON object")
     return body
@@ -35,6 +33,19 @@ def decoded(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise RequestError(path.strip("`."), message) from None
+
+
+def seconds(text: str | None) -> float | None:
+    """`timeout` of a query. Raises RequestError."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise RequestError("timeout", f"must be seconds from 0, not {text[:20]!r}")
+    return value
 
 
 def rank(text: str | None) -> int | None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from seer_sgl.errors import SeerError
+from seer_sgl.router.control.fields import seconds
 from seer_sgl.router.control.merging import Reply
 from seer_sgl.router.control.table import TABLE, Merge, Row
 from seer_sgl.router.http.bodies import read_body
@@ -84,6 +85,7 @@ class _Control:
 async def perform(front: Front, request: Request, only: EngineId | None = None) -> Response:
     """Answer a control call, to the router or to one engine's port."""
     body = await read_body(request, front.config.max_body_bytes)
+    seconds(request.query_params.get("timeout"))  # SGLang's own to obey; wrong, it would ask them all
     method = "GET" if request.method == "HEAD" else request.method
     work = front.plane.perform(request.url.path, method, body, request.url.query, only)
     return response_of(await unless_stopping(front, work))

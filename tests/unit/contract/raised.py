@@ -24,6 +24,9 @@ from seer_sgl.router.http.errors import error_response
 _COMMON = {name for kind in (dict, list, set, str, bytes, Request, asyncio.Task) for name in dir(kind)}
 """Names of methods that say nothing of whose they are."""
 
+_CANNOT = {"own_url"}
+"""Functions that call what raises with what cannot be wrong, as the router's own address."""
+
 Place = tuple[Any, type | None]
 """A function, and the class that it is a method of."""
 
@@ -42,6 +45,8 @@ def statuses(handler: Callable[..., Any]) -> set[int]:
         seen.add(function)
         for call in _calls(function):
             target = _target(call.func, function, owner)
+            if target and getattr(target[0], "__name__", "") in _CANNOT:
+                continue
             found |= _status_of(call, target[0]) if target else set()
             if target and inspect.isroutine(target[0]) and (target[1] or _ours(target[0])):
                 waiting.append(target)
@@ -57,7 +62,25 @@ def _calls(function: Any) -> list[ast.Call]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError):
         return []
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return list(_uncaught(tree))
+
+
+def _uncaught(node: ast.AST) -> Iterator[ast.Call]:
+    """Calls whose errors leave the function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call):
+            yield child
+        if isinstance(child, ast.Try) and any(map(_catches, child.handlers)):
+            for part in (child.handlers, child.orelse, child.finalbody):
+                for each in part:
+                    yield from _uncaught(each)
+        else:
+            yield from _uncaught(child)
+
+
+def _catches(handler: ast.ExceptHandler) -> bool:
+    caught = ast.unparse(handler.type) if handler.type else "Exception"
+    return any(name in caught for name in ("RequestError", "SeerError", "Exception"))
 
 
 def _target(called: ast.expr, function: Any, owner: type | None) -> Place | None:
