@@ -9,6 +9,9 @@ GroupId = NewType("GroupId", str)
 RequestId = NewType("RequestId", str)
 ChunkId = NewType("ChunkId", int)
 
+UNKNOWN_MODEL = "unknown"
+"""The model of a server that does not say what it serves."""
+
 
 class EngineSpec(msgspec.Struct, frozen=True):
     """What an engine can hold. It does not change while the engine is up."""

@@ -6,14 +6,13 @@ from typing import Any
 import msgspec
 
 from seer_sgl.engine.plugin import PROOF_KEY
-from seer_sgl.types import EngineId, EngineSpec
+from seer_sgl.types import UNKNOWN_MODEL, EngineId, EngineSpec
 
 UNKNOWN_KV_TOKENS = 1 << 40
 UNKNOWN_CONTEXT_TOKENS = 1 << 20
 UNKNOWN_RUNNING = 1 << 16
 UNKNOWN_PAGE_TOKENS = 1
 """Where a server does not say: nothing is held back from it, and it refuses what it cannot take."""
-UNKNOWN = "unknown"
 DEFAULT_WEIGHTS = "default"
 """SGLang's name of weights that nobody has named."""
 
@@ -57,11 +56,11 @@ def info_of(
         context_tokens=_positive(context, UNKNOWN_CONTEXT_TOKENS),
         vocab_size=plugin["vocab_size"] if plugin else None,
     )
-    names = (model.get("served_model_name"), card.get("id"), model.get("model_path"), model.get("model"))
+    name = model.get("served_model_name") or model.get("model_path") or UNKNOWN_MODEL
     return EngineInfo(
         spec=spec,
-        model=next((str(name) for name in names if name), UNKNOWN),
-        sglang_version=str(server.get("version") or UNKNOWN),
+        model=str(name),
+        sglang_version=str(server.get("version") or "unknown"),
         weight_version=str(model.get("weight_version") or DEFAULT_WEIGHTS),
         plugin=plugin,
         facts=_facts(server, plugin),

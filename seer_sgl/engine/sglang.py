@@ -9,9 +9,9 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from seer_sgl.engine.described import UNKNOWN, EngineInfo, info_of
+from seer_sgl.engine.described import EngineInfo, info_of
 from seer_sgl.errors import EngineUnreachable
-from seer_sgl.types import EngineId
+from seer_sgl.types import UNKNOWN_MODEL, EngineId
 
 __all__ = ["Answer", "EngineInfo", "SGLangClient", "decoded", "error_message"]
 
@@ -111,7 +111,7 @@ class SGLangClient:
         model = await self._get("/model_info", 30.0)
         models = await self._get("/v1/models", 30.0)
         info = info_of(engine_id, server, model, models)
-        if not info.says_what_it_holds or info.model == UNKNOWN:
+        if not info.says_what_it_holds or info.model == UNKNOWN_MODEL:
             raise KeyError("max_total_num_tokens or served_model_name is missing")
         return info
 

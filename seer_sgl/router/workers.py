@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from seer_sgl.errors import RequestError
-from seer_sgl.types import EngineId
+from seer_sgl.types import UNKNOWN_MODEL, EngineId
 
 DEFAULT_PRIORITY = 50
 DEFAULT_COST = 1.0
@@ -144,7 +144,7 @@ def described(
     return {
         "id": worker.id,
         "url": worker.url,
-        "model_id": here[0].model if here else "unknown",
+        "model_id": here[0].model if here else UNKNOWN_MODEL,
         "priority": registration.priority if registration else DEFAULT_PRIORITY,
         "cost": registration.cost if registration else DEFAULT_COST,
         "worker_type": "regular",

@@ -18,18 +18,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from seer_sgl.errors import RequestError, SeerError
-from seer_sgl.router.calls import CallError, EngineAnswer, EngineStream, no_answer
+from seer_sgl.router.calls import NO_ANSWER, CallError, EngineAnswer, EngineStream
 from seer_sgl.router.http.bodies import decoded_as, read_body
 from seer_sgl.router.http.errors import CLIENT_GONE, error_response, request_error, seer_error
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.generate import unless_over
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.router.roster import Member
+from seer_sgl.types import UNKNOWN_MODEL
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 ATTEMPTS = 3
-"""Engines that are asked, where one after the other goes away before it has answered."""
+"""Engines that are asked, where one after the other goes away or fails before it has answered."""
+BROKEN = (500, 502, 503, 504)
 _POLL_S = 0.1
 
 _OURS = re.compile(
@@ -133,7 +135,9 @@ async def _whole(
     for attempt in range(1, ATTEMPTS + 1):
         member = await _member(front, asked.model)
         answer = await front.calls.ask(member.engine_id, "POST", path, body, headers)
-        if attempt == ATTEMPTS or answer != no_answer(member.engine_id):
+        gone = answer == no_answer(member.engine_id)
+        broken = answer.status in BROKEN and len(front.roster) > 1
+        if attempt == ATTEMPTS or not (gone or broken):
             return answer
     raise AssertionError("the last attempt returns")
 
@@ -164,7 +168,7 @@ async def _begun(
                     raise
                 continue
             answer = EngineAnswer(stream.status, stream.headers, first)
-            if attempt == ATTEMPTS or answer != no_answer(member.engine_id):
+            if attempt == ATTEMPTS or NO_ANSWER not in answer.headers:
                 stack.push_async_exit(trial.pop_all())
                 return stream, first
     raise AssertionError("the last attempt returns")
@@ -202,6 +206,8 @@ def _check_model(model: Any, served: set[str]) -> None:
     """
     if not isinstance(model, str) or model in ("", "default") or model in served:
         return
+    if UNKNOWN_MODEL in served:  # a server that does not say what it serves
+        return
     if any(model.startswith(f"{name}:") for name in served):  # with an adapter
         return
     message = f"the model {model!r} does not exist; served: {', '.join(sorted(served))}"
@@ -222,10 +228,12 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _response(answer: EngineAnswer) -> Response:
     """As it is, or as an error in the common shape."""
+    own = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
     if answer.status < 400:
-        return Response(answer.body, answer.status, media_type="application/json")
+        return Response(answer.body, answer.status, own, media_type="application/json")
     message, param, code = _error_of(answer.body)
-    return error_response(answer.status, message or f"SGLang answered {answer.status}", param, code)
+    said = message or f"SGLang answered {answer.status}"
+    return error_response(answer.status, said, param, code, **own)
 
 
 def _error_of(body: bytes) -> tuple[str, str, str | None]:
