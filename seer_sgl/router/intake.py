@@ -88,7 +88,10 @@ class Intake:
         number = next(self._numbers)
         routed_from = sample.body.get("routed_experts_start_len")
         transcript = Transcript(
-            sample.rid, sample.prompt_ids, routed_from if type(routed_from) is int else 0
+            sample.rid,
+            sample.prompt_ids,
+            routed_from if type(routed_from) is int else 0,
+            bool(sample.sampling.get("no_stop_trim")),
         )
         live = Live(sample, RequestId(f"{sample.rid}#{number}"), number % 2**31, transcript)
         self.registry.add(live)

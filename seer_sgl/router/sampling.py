@@ -40,8 +40,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "regex": ("",),
     "ebnf": ("",),
     "structural_tag": ("",),
-    "spaces_between_special_tokens": (True,),
-    "no_stop_trim": (False,),
     "watermark": ({},),
     "custom_params": ({},),
 }

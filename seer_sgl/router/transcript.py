@@ -51,9 +51,12 @@ class Transcript:
         rid: the id that the client knows it by.
         prompt_ids: token ids of the prompt.
         routed_from: first token whose routed experts the client wants.
+        shows_end: the text has the token that ended it, too (SGLang's `no_stop_trim`).
     """
 
-    def __init__(self, rid: str, prompt_ids: list[int], routed_from: int = 0) -> None:
+    def __init__(
+        self, rid: str, prompt_ids: list[int], routed_from: int = 0, shows_end: bool = False
+    ) -> None:
         self.rid = rid
         self.prompt_ids = prompt_ids
         self.output_ids: list[int] = []
@@ -72,6 +75,7 @@ class Transcript:
         self._text_lost = False
         self._last_engine: EngineId | None = None
         self._routed = _RoutedExperts(routed_from)
+        self._shows_end = shows_end
 
     @property
     def held_ids(self) -> list[int]:
@@ -168,7 +172,8 @@ class Transcript:
         the start of a text in its own way treats the output as the middle that it is.
         """
         ids = self.output_ids
-        if not self.shown_tokens and isinstance(self.finish_reason.get("matched"), int) and ids:
+        ended = not self.shown_tokens and isinstance(self.finish_reason.get("matched"), int)
+        if ended and not self._shows_end:
             ids = ids[:-1]
         tail = self.prompt_ids[-5:]
         return [tail + ids, tail]

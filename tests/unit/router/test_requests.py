@@ -129,7 +129,6 @@ def test_a_body_that_is_no_object() -> None:
         {"sampling_params": {"ebnf": "a"}},
         {"sampling_params": {"structural_tag": "a"}},
         {"sampling_params": {"beam_width": 2}},
-        {"sampling_params": {"no_stop_trim": True}},
         {"sampling_params": {"custom_params": {"a": 1}}},
     ],
 )

@@ -83,6 +83,13 @@ def test_text_of_the_whole_leaves_out_the_prompt_and_a_matched_end_token() -> No
     assert transcript.answer(0.0, ["tail and more", "tail"])["text"] == " and more"
 
 
+def test_the_end_token_is_shown_where_the_client_wants_it() -> None:
+    transcript = Transcript("mine", [1, 2, 3, 4, 5, 6, 7], shows_end=True)
+    transcript.add(answer([8], LENGTH), A, None)
+    transcript.add(answer([9, 0], {"type": "stop", "matched": 0}), A, None)
+    assert transcript.text_request() == [[3, 4, 5, 6, 7, 8, 9, 0], [3, 4, 5, 6, 7]]
+
+
 def test_nothing_came() -> None:
     whole = Transcript("mine", [1, 2]).answer(0.1)
     assert whole["output_ids"] == []
