@@ -37,6 +37,10 @@ _FORM = {
 def operations(front: Front) -> list[Operation]:
     """Routes of files."""
     routes = _Files(front)
+    return [*_all(routes), *_one(routes)]
+
+
+def _all(routes: "_Files") -> list[Operation]:
     return [
         Operation(
             path="/v1/files",
@@ -64,6 +68,11 @@ def operations(front: Front) -> list[Operation]:
                 Parameter("order", "query", {"enum": ["asc", "desc"]}, "By time; newest first."),
             ],
         ),
+    ]
+
+
+def _one(routes: "_Files") -> list[Operation]:
+    return [
         Operation(
             path="/v1/files/{id}",
             methods=["GET"],
