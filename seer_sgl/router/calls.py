@@ -25,6 +25,8 @@ from seer_sgl.types import EngineId
 
 ATTEMPTS = 5
 _POLL_S = 0.1
+NO_ANSWER = "x-seer-no-answer"
+"""A header of answers that are ours, as the engine or its server gave none."""
 _JSON = {"content-type": "application/json"}
 
 
@@ -140,8 +142,9 @@ class EngineCalls:
     ) -> EngineAnswer:
         """One engine's answer; one of status 503 where it is not here, leaves, or its server ends."""
         member = self._roster.members.get(engine_id)
-        answer = await self._ask(member, method, target, body, headers) if member else None
-        return answer or no_answer(engine_id)
+        if member is None:
+            return no_answer(engine_id, "it is not here")
+        return await self._ask(member, method, target, body, headers)
 
     async def ask_any(
         self,
@@ -152,16 +155,16 @@ class EngineCalls:
     ) -> EngineAnswer:
         """The answer of one engine, by turns. Waits where none is registered; another one is asked
         where an engine leaves or its server ends; one of status 503 after some such attempts."""
-        member = None
+        answer = no_answer(EngineId("any"))
         for _ in range(ATTEMPTS):
             while not len(self._roster):  # noqa: ASYNC110 - rare, and soon over
                 await asyncio.sleep(_POLL_S)
             members = list(self._roster.members.values())
             member = members[next(self._turn) % len(members)]
             answer = await self._ask(member, method, target, body, headers)
-            if answer is not None:
-                return answer
-        return no_answer(member.engine_id if member else EngineId("any"))
+            if NO_ANSWER not in answer.headers:
+                break
+        return answer
 
     async def ask_all(
         self,
@@ -191,14 +194,13 @@ class EngineCalls:
         engine is not here or gives no answer, one of status 503. Leaving the block stops the call."""
         member = self._roster.members.get(engine_id)
         if member is None:
-            yield _as_stream(no_answer(engine_id))
+            yield _as_stream(no_answer(engine_id, "it is not here"))
             return
         call_id, asked = self._send(member, method, target, body, headers)
         try:
             answer = await asked.answer
             if isinstance(answer, CallAnswered):
-                whole = EngineAnswer(answer.status, answer.headers, answer.body)
-                answer = _as_stream(whole if answer.status else no_answer(engine_id))
+                answer = _as_stream(_whole(answer))
             yield answer
         finally:
             self._done_with(call_id)
@@ -232,7 +234,7 @@ class EngineCalls:
             if (stream := _stream_of(asked)) is not None:
                 stream.end(f"{engine_id} left")
                 asked.ended = True
-            self.answered(CallAnswered(engine_id, call_id, 0, {}, b""))
+            self.answered(CallAnswered(engine_id, call_id, 0, {}, b"it left"))
 
     # ---- inside ----
 
@@ -243,21 +245,19 @@ class EngineCalls:
         target: str,
         body: bytes,
         headers: Mapping[str, str] | None,
-    ) -> EngineAnswer | None:
-        """A whole answer; None where the engine or its server went away."""
+    ) -> EngineAnswer:
+        """A whole answer; with the header `NO_ANSWER` where the engine or its server went away."""
         call_id, asked = self._send(member, method, target, body, headers)
         try:
             answer = await asked.answer
             if isinstance(answer, EngineStream):
                 data = b"".join([part async for part in answer])
                 return EngineAnswer(answer.status, answer.headers, data)
-        except CallError:
-            return None
+        except CallError as error:
+            return no_answer(member.engine_id, str(error))
         finally:
             self._done_with(call_id)
-        if not answer.status:
-            return None
-        return EngineAnswer(answer.status, answer.headers, answer.body)
+        return _whole(answer)
 
     def _send(
         self,
@@ -285,12 +285,16 @@ def _stream_of(asked: _Asked) -> EngineStream | None:
     return answer if isinstance(answer, EngineStream) else None
 
 
-def no_answer(engine_id: EngineId) -> EngineAnswer:
+def no_answer(engine_id: EngineId, reason: str = "it has left, or its server ended") -> EngineAnswer:
     """What a caller gets for an engine that gives no answer, in SGLang's shape of errors."""
-    error = {
-        "error": {"message": f"no answer from engine {engine_id}: it has left, or its server ended"}
-    }
-    return EngineAnswer(503, dict(_JSON), msgspec.json.encode(error))
+    error = {"error": {"message": f"no answer from engine {engine_id}: {reason}"}}
+    return EngineAnswer(503, {**_JSON, NO_ANSWER: "1"}, msgspec.json.encode(error))
+
+
+def _whole(message: CallAnswered) -> EngineAnswer:
+    if not message.status:
+        return no_answer(message.engine_id, message.body.decode("utf-8", "replace"))
+    return EngineAnswer(message.status, message.headers, message.body)
 
 
 def _as_stream(answer: EngineAnswer) -> EngineStream:

@@ -40,6 +40,9 @@ _OURS = re.compile(
 )
 """Headers that are between a client and the router; all others are the server's business."""
 
+_SERVERS_OWN = re.compile(r"x-(?!seer-)")
+"""Headers of a server's answer that go to the client."""
+
 _EVENTS = "text/event-stream"
 
 _turn = count()
@@ -135,7 +138,7 @@ async def _whole(
     for attempt in range(1, ATTEMPTS + 1):
         member = await _member(front, asked.model)
         answer = await front.calls.ask(member.engine_id, "POST", path, body, headers)
-        gone = answer == no_answer(member.engine_id)
+        gone = NO_ANSWER in answer.headers
         broken = answer.status in BROKEN and len(front.roster) > 1
         if attempt == ATTEMPTS or not (gone or broken):
             return answer
@@ -228,7 +231,7 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _response(answer: EngineAnswer) -> Response:
     """As it is, or as an error in the common shape."""
-    own = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
+    own = {name: value for name, value in answer.headers.items() if _SERVERS_OWN.match(name)}
     if answer.status < 400:
         return Response(answer.body, answer.status, own, media_type="application/json")
     message, param, code = _error_of(answer.body)
