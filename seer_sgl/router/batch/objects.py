@@ -5,7 +5,7 @@ All times are Unix seconds.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -165,20 +165,32 @@ class BatchList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+def _told(**schema: Any) -> msgspec.Meta:
+    """What the OpenAPI document says of a field; `new_batch` checks it, and says more."""
+    return msgspec.Meta(extra_json_schema=schema)
+
+
 class ExpiresAfter(msgspec.Struct, frozen=True):
     """How long a file is kept."""
 
-    seconds: int
+    seconds: Annotated[int, _told(minimum=_LIFETIME_S[0], maximum=_LIFETIME_S[1])]
     anchor: Literal["created_at"] = "created_at"
+
+
+_METADATA = _told(
+    maxProperties=_PAIRS,
+    propertyNames={"maxLength": _KEY},
+    additionalProperties={"type": "string", "maxLength": _VALUE},
+)
 
 
 class BatchRequest(msgspec.Struct, frozen=True):
     """What a client asks for."""
 
     input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
+    endpoint: Annotated[str, _told(enum=list(ENDPOINTS))]
+    completion_window: Annotated[str, _told(pattern=f"^{_WINDOW.pattern}$")]
+    metadata: Annotated[dict[str, str] | None, _METADATA] = None
     output_expires_after: ExpiresAfter | None = None
 
 
