@@ -1,14 +1,22 @@
-"""The counts of core and draft servers as Prometheus metrics, read when they are asked for."""
+"""The counts of router and draft servers as Prometheus metrics, read when they are asked for."""
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from seer_sgl.router.core import RouterCore
 from seer_sgl.router.drafts import DraftWatch
+from seer_sgl.router.http.traffic import BOUNDS_S, Timed, Traffic
+from seer_sgl.router.roster import Roster
 
 _GAUGES = {
     "waiting": "Requests that wait for an engine",
@@ -94,9 +102,110 @@ def _filled(family: F, name: str, answers: dict[str, dict[str, float]]) -> F:
     return family
 
 
-def registry_of(core: RouterCore, drafts: DraftWatch) -> CollectorRegistry:
+class _EngineCollector(Collector):
+    """Engines by the names that dashboards of the stock router know."""
+
+    def __init__(self, core: RouterCore, roster: Roster) -> None:
+        self._core = core
+        self._roster = roster
+
+    def collect(self) -> Iterator[Metric]:
+        members = self._roster.members.values()
+        pool = GaugeMetricFamily(
+            "smg_worker_pool_size",
+            "Engines by model",
+            labels=["worker_type", "connection_mode", "model"],
+        )
+        for model, count in Counter(member.card.model for member in members).items():
+            pool.add_metric(["regular", "http", model], count)
+        yield pool
+        health = GaugeMetricFamily(
+            "smg_worker_health", "1 where an engine gets traffic", labels=["worker"]
+        )
+        active = GaugeMetricFamily(
+            "smg_worker_requests_active", "Chunks that an engine runs", labels=["worker"]
+        )
+        for member in members:
+            engine = self._core.engines.get(member.engine_id)
+            health.add_metric([member.card.url], float(not member.quarantine))
+            active.add_metric([member.card.url], len(engine.chunks) if engine else 0)
+        yield health
+        yield active
+
+
+_ENDPOINTS = {
+    "/generate": "generate",
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+}
+_ROUTED = {"router_type": "http", "backend_type": "regular", "connection_mode": "http"}
+
+
+class _TrafficCollector(Collector):
+    """HTTP traffic by the stock router's names and labels."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    def collect(self) -> Iterator[Metric]:
+        by_path = ["method", "path"]
+        total = CounterMetricFamily("smg_http_requests", "HTTP requests", labels=by_path)
+        took = HistogramMetricFamily(
+            "smg_http_request_duration_seconds", "How long they took", labels=by_path
+        )
+        for (method, path), timed in _joined(self._traffic.requests, lambda key: key[:2]).items():
+            total.add_metric([method, path], sum(timed.by_bound))
+            took.add_metric([method, path], _buckets(timed), timed.total_s)
+        yield total
+        yield took
+        answers = CounterMetricFamily(
+            "smg_http_responses", "HTTP answers", labels=["status_code", "error_code"]
+        )
+        for status, count in sorted(self._traffic.statuses.items()):
+            answers.add_metric([str(status), ""], count)
+        yield answers
+        yield from self._routed()
+
+    def _routed(self) -> Iterator[Metric]:
+        labels = [*_ROUTED, "model", "endpoint"]
+        total = CounterMetricFamily(
+            "smg_router_requests", "Requests to engines", labels=[*labels, "streaming"]
+        )
+        took = HistogramMetricFamily(
+            "smg_router_request_duration_seconds", "How long they took", labels=labels
+        )
+        routed = {key: timed for key, timed in self._traffic.requests.items() if key[1] in _ENDPOINTS}
+        for (path, streams), timed in _joined(routed, lambda key: key[1:]).items():
+            values = [*_ROUTED.values(), "default", _ENDPOINTS[path]]
+            total.add_metric([*values, str(streams).lower()], sum(timed.by_bound))
+        for (path,), timed in _joined(routed, lambda key: key[1:2]).items():
+            values = [*_ROUTED.values(), "default", _ENDPOINTS[path]]
+            took.add_metric(values, _buckets(timed), timed.total_s)
+        yield total
+        yield took
+
+
+def _joined(requests: Mapping[Any, Timed], key_of: Callable[[Any], Any]) -> dict[Any, Timed]:
+    found: dict[Any, Timed] = {}
+    for key, timed in requests.items():
+        known = found.setdefault(key_of(key), Timed())
+        known.by_bound = [a + b for a, b in zip(known.by_bound, timed.by_bound, strict=True)]
+        known.total_s += timed.total_s
+    return found
+
+
+def _buckets(timed: Timed) -> list[tuple[str, float]]:
+    bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(timed.by_bound)), strict=True))
+
+
+def registry_of(
+    core: RouterCore, drafts: DraftWatch, roster: Roster, traffic: Traffic
+) -> CollectorRegistry:
     """A registry of this router alone; the library's global one would mix routers in one process."""
     registry = CollectorRegistry()
     registry.register(_CoreCollector(core))
     registry.register(_DraftCollector(drafts))
+    registry.register(_EngineCollector(core, roster))
+    registry.register(_TrafficCollector(traffic))
     return registry

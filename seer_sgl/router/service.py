@@ -26,6 +26,7 @@ from seer_sgl.router.http.batches import line_answerer, served_models
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.port import build_port_app
 from seer_sgl.router.http.protocol import BoundedProtocol
+from seer_sgl.router.http.traffic import Traffic
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.messages import (
     AgentMessage,
@@ -100,7 +101,8 @@ class RouterService:
         groups = GroupBook(config.group_size, config.group_window_s)
         self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls, groups)
         self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
-        registry = registry_of(self.core, self.drafts)
+        traffic = Traffic()
+        registry = registry_of(self.core, self.drafts, self.roster, traffic)
         front = Front(
             config,
             self.dispatcher,
@@ -115,7 +117,7 @@ class RouterService:
         self._front, self._app = front, build_app(front)
         if batches is not None:
             await batches.run(line_answerer(front), served_models(front))
-        apps = [self._app]
+        apps = [traffic.counted(self._app)]
         if config.prometheus_port is not None:
             apps.append(build_metrics_app(front))
         self._servers = [_QuietServer(_http_settings(app)) for app in apps]
