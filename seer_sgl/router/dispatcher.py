@@ -74,7 +74,7 @@ class Dispatcher:
         """Set when the router ends: nothing will be answered any more."""
         self._link = link
         self._answers = Answers(calls, roster)
-        self._groups = groups or GroupBook()
+        self._groups = GroupBook() if groups is None else groups
         self._intake = Intake(roster, calls, self._groups, self._submit)
         self.stopping.then.add(self._intake.stop)
         self._live: dict[RequestId, Live] = {}

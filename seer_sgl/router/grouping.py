@@ -54,6 +54,7 @@ class _Prompt:
 
     key: str
     tokens: int
+    sampling: bytes
     group_id: str = ""
     seen: int = 0
     last_s: float = 0.0
@@ -116,7 +117,7 @@ class GroupBook:
         self._size, self._window_s = group_size, window_s
         self._epoch = 0
         self._serial = 0
-        self._prompts: OrderedDict[tuple[Hashable, ...], _Prompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[int, bytes, bytes], _Prompt] = OrderedDict()
         self._known: dict[Hashable, list[_Known]] = {}
         self._ends: OrderedDict[tuple[Hashable, bytes], _Known] = OrderedDict()
         self._lives: dict[EngineId, int] = {}
@@ -138,12 +139,13 @@ class GroupBook:
         """
         trail = Trail([_state_of(body)])
         trail.follow(ids)
-        prompt, end = self._find(trail, ids)
+        sampling = _sampling_of(body)
+        prompt, end = self._find(trail, ids, sampling)
         held_tokens, engine = (end.tokens, self._engine_of(end)) if end else (0, None)
         if named is not None:
             key = f"{trail.chain[-1] ^ hash(trail.rest):x}"
             return Placed(named, key, len(ids), held_tokens, engine), trail
-        same = (trail.chain[-1], trail.rest, _sampling_of(body))
+        same = (trail.chain[-1], trail.rest, sampling)
         known = self._prompts.get(same)
         if known is None and end is not None and end.prompt is not None and end.group_id:
             trail.prompt = end.prompt
@@ -180,10 +182,10 @@ class GroupBook:
 
     # ---- groups ----
 
-    def _new_prompt(self, trail: Trail, same: tuple[Hashable, ...], ids: list[int]) -> _Prompt:
+    def _new_prompt(self, trail: Trail, same: tuple[int, bytes, bytes], ids: list[int]) -> _Prompt:
         digest = blake2b(array("i", ids).tobytes(), digest_size=8)
         digest.update(repr((trail.chain[0], same[2])).encode())
-        prompt = self._prompts[same] = _Prompt(digest.hexdigest(), len(ids))
+        prompt = self._prompts[same] = _Prompt(digest.hexdigest(), len(ids), same[2])
         self._list(_Known(len(ids), (trail.chain[-1], trail.rest), prompt))
         if len(self._prompts) > MOST_GROUPS:
             (last, rest, _), _ = self._prompts.popitem(last=False)
@@ -203,7 +205,9 @@ class GroupBook:
 
     # ---- beginnings ----
 
-    def _find(self, trail: Trail, ids: list[int]) -> tuple[_Prompt | None, _Known | None]:
+    def _find(
+        self, trail: Trail, ids: list[int], sampling: bytes
+    ) -> tuple[_Prompt | None, _Known | None]:
         """The prompt that this one goes on from, and the longest ended sample that it begins with.
 
         What is shorter than a block tells nothing, unless it is all.
@@ -219,10 +223,13 @@ class GroupBook:
                 continue
             rest = array("i", ids[tokens : tokens + BLOCK]).tobytes()
             fitting = [k for k in candidates if rest.startswith(k.place[1])]
-            for known in sorted(fitting, key=lambda k: -k.tokens):
+            fitting.sort(key=lambda k: (-k.tokens, k.prompt is None or k.prompt.sampling != sampling))
+            for known in fitting:
+                if known.group_id is not None:
+                    end = end or known
+                elif known.tokens == len(ids):
+                    continue  # the same prompt, sampled in another way
                 prompt = prompt or known.prompt
-                if end is None and known.group_id is not None:
-                    end = known
         if end is not None and end.epoch != self._epoch:
             return prompt, None
         return prompt, end

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,11 @@ ENGINE_IDS = [EngineId(name) for name in "abc"]
 # ---- what may happen: plain tuples, so that a failing example reads well ----
 
 nth = st.integers(0, 30)
-request = st.tuples(st.integers(0, 5), st.integers(1, 60), st.integers(1, 60), st.booleans())
+request = st.tuples(
+    *(st.integers(0, 5), st.integers(1, 60), st.integers(1, 60), st.booleans()),
+    st.sampled_from([None, None, 0.0, 0.5, 1.0]),  # share of the prompt that was computed before
+    st.integers(0, 3),
+)
 events = st.one_of(
     st.tuples(st.just("submit"), st.lists(request, min_size=1, max_size=8)),
     st.tuples(st.just("join"), st.integers(0, 2), st.integers(20, 400), st.sampled_from([1, 16, 64])),
@@ -86,12 +91,19 @@ class Story:
     def _together(self, steps: list[tuple[Any, ...]]) -> list[Event]:
         return [event for step in steps for event in self._events(step)]
 
-    def _submit(self, batch: list[tuple[int, int, int, bool]]) -> list[Event]:
+    def _submit(self, batch: list[tuple[int, int, int, bool, float | None, int]]) -> list[Event]:
         told: list[Event] = []
-        for group, prompt, max_new, divisible in batch:
+        for group, prompt, max_new, divisible, share, where in batch:
             name = RequestId(f"r{len(self.submitted)}")
             self.submitted.append(name)
-            told.append(Submitted(name, GroupId(f"g{group}"), prompt, max_new, divisible))
+            event = Submitted(name, GroupId(f"g{group}"), prompt, max_new, divisible)
+            if share is not None:
+                known = int(prompt * share)
+                held_on = ENGINE_IDS[where] if where < len(ENGINE_IDS) else None
+                event = msgspec.structs.replace(
+                    event, shared_tokens=known // 2, held_tokens=known, held_on=held_on
+                )
+            told.append(event)
         return told
 
     def _join(self, which: int, kv: int, page: int) -> list[Event]:

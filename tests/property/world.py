@@ -35,6 +35,8 @@ class Sample:
     event: Submitted
     prompt_on: "set[Machine]"
     """Shared by the samples of a group: the machines that have computed its prompt."""
+    begun_on: "Machine | None" = None
+    """Where an earlier request computed the beginning of its prompt."""
     generated_tokens: int = 0
     failures: int = 0
     ended: bool = False
@@ -58,7 +60,13 @@ class Sample:
     def prefix_on(self, machine: "Machine") -> int:
         if machine is self.last_on:
             return self.held_tokens
-        return self.event.prompt_tokens if machine in self.prompt_on else 0
+        begun = self.event.held_tokens if machine is self.begun_on else 0
+        return max(begun, self.shared_tokens if machine in self.prompt_on else 0)
+
+    @property
+    def shared_tokens(self) -> int:
+        shared = self.event.shared_tokens
+        return self.event.prompt_tokens if shared is None else shared
 
 
 @dataclass(eq=False)
@@ -155,7 +163,9 @@ class World:
                 alive = (s for s in self.samples.values() if s.running or not self._due(s))
                 group = [s for s in alive if s.event.group_id == event.group_id]
                 prompt_on = group[0].prompt_on if group else set()
-                self.samples[event.request_id] = Sample(event, prompt_on, ready_s=self.now_s)
+                begun_on = self.machines.get(event.held_on) if event.held_on else None
+                sample = Sample(event, prompt_on, begun_on, ready_s=self.now_s)
+                self.samples[event.request_id] = sample
             case ChunkFinished() if event.chunk_id in self.chunks:
                 self._note_finished(event)
             case ChunkFailed() if event.chunk_id in self.chunks:
@@ -257,9 +267,9 @@ class World:
 
     def _pulled(self, sample: Sample, machine: Machine) -> int:
         """Some machine has computed all tokens so far, or the prompt at least, and the pool has them."""
-        pooled = sample.held_tokens if sample.last_on else 0
+        pooled = sample.held_tokens if sample.last_on else sample.event.held_tokens
         if sample.prompt_on:
-            pooled = max(pooled, sample.event.prompt_tokens)
+            pooled = max(pooled, sample.shared_tokens)
         gap = pooled - sample.prefix_on(machine)
         return gap if gap > self.options.placement.pull_margin_tokens else 0
 

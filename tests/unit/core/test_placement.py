@@ -1,11 +1,12 @@
 """Which engine a chunk goes to, asked of the placement functions themselves."""
 
+import msgspec
 import pytest
 
 from seer_sgl.router.core.fleet import LOOKS, Fleet
 from seer_sgl.router.core.placement import PlacementSettings, balanced_prefix, group_home, least_loaded
 from seer_sgl.router.core.state import Chunk, Engine, Group, Request
-from seer_sgl.types import ChunkId, GroupId, RequestId
+from seer_sgl.types import ChunkId, EngineId, GroupId, RequestId
 from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import dispatch, engine, finished, play, submitted
 
@@ -163,3 +164,21 @@ def test_group_home_is_where_the_group_began_whatever_the_load() -> None:
         fleets.fleet.release(chunk)
     fleets.fleet.leave(home)
     assert home_of() is other
+
+
+def test_a_prompt_that_was_begun_before_goes_where_its_kv_is(make_core: MakeCore) -> None:
+    core = make_core("divided", engine("a"), engine("b"), placement=PlacementSettings(32, 0))
+    again = msgspec.structs.replace(submitted("g.0", prompt=80), shared_tokens=10, held_tokens=79)
+    on_b = msgspec.structs.replace(again, held_on=EngineId("b"))
+    play(core, [(on_b, [dispatch(1, "g.0", 50, on="b")])])
+
+
+def test_what_was_begun_on_an_engine_that_is_gone_is_pulled(make_core: MakeCore) -> None:
+    core = make_core("divided", engine("a"), placement=PlacementSettings(32, 10))
+    again = msgspec.structs.replace(submitted("g.0", prompt=80), shared_tokens=10, held_tokens=79)
+    gone = msgspec.structs.replace(again, held_on=EngineId("gone"))
+    play(core, [(gone, [dispatch(1, "g.0", 50, pulled=79)])])
+    play(core, [(finished(1, 50), [dispatch(2, "g.0", 50)])])
+    # The group's own prompt is here now, and no more of what a sibling goes on from.
+    sibling = msgspec.structs.replace(submitted("g.1", prompt=90), shared_tokens=10, held_tokens=85)
+    play(core, [(sibling, [dispatch(3, "g.1", 50, pulled=75)])])

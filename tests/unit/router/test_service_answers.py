@@ -9,7 +9,8 @@ import pytest
 
 from seer_sgl.router.core import Policy
 from seer_sgl.router.core.policy import DIVIDED
-from seer_sgl.testing.engine import END_TOKEN, continuation
+from seer_sgl.testing.controls import END_TOKEN
+from seer_sgl.testing.engine import continuation
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.unit.router.conftest import Cluster, cluster, prompts, run, server
 

@@ -9,7 +9,8 @@ import pytest
 from seer_sgl.errors import EngineUnreachable, StartError
 from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.testing.controls import Asked
-from seer_sgl.testing.engine import END_TOKEN, FakeServer, continuation
+from seer_sgl.testing.controls import END_TOKEN
+from seer_sgl.testing.engine import FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
 PROMPTS = prompts(12, tokens_at_least=40)
@@ -219,8 +220,9 @@ def test_an_engine_that_says_more_than_it_was_asked_for_is_not_believed() -> Non
         liar.script["/generate"] = {"text": "", "output_ids": [9] * 250, "meta_info": meta}
         async with cluster(liar) as it:
             answer = await it.post({"input_ids": [5], "sampling_params": {"max_new_tokens": 50}})
-        assert answer.status_code == 503
-        assert "tokens for 50" in answer.json()["error"]["message"]
+        finish = answer.json()["meta_info"]["finish_reason"]
+        assert (answer.status_code, finish["type"], finish["status_code"]) == (200, "abort", 503)
+        assert "tokens for 50" in finish["message"]
 
     run(scenario())
 

@@ -12,7 +12,8 @@ import pytest
 
 from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.router.requests import parse_generate
-from seer_sgl.testing.engine import END_TOKEN, FakeServer, continuation
+from seer_sgl.testing.controls import END_TOKEN
+from seer_sgl.testing.engine import FakeServer, continuation
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
@@ -255,7 +256,7 @@ def test_a_character_across_the_edge_of_two_chunks_is_never_shown_in_halves() ->
                 yield {**answer, "text": shown[len(letters(ids[:before])) :]}
 
         engine.fake._answers = answers  # type: ignore[method-assign]
-        body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 33}}
+        body: dict[str, Any] = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 33}}
         async with cluster(engine, chunk_tokens=7, policy=DIVIDED) as it:
             told = await all_events(it, **body)
         ids = continuation(prompt, 33)
