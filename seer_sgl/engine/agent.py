@@ -20,6 +20,8 @@ from seer_sgl.router.link import Pump
 from seer_sgl.router.messages import (
     AgentMessage,
     Call,
+    CallAnswered,
+    ChunkBroke,
     Heartbeat,
     Leave,
     PostChunk,
@@ -214,12 +216,14 @@ class Agent:
     def _chunk_ended(self, chunk_id: ChunkId, task: asyncio.Task[None]) -> None:
         if chunk_id in self._chunks and self._chunks[chunk_id][1] is task:
             del self._chunks[chunk_id]
-        _tell_failure(task)
+            if bug := _bug_in(task):
+                self._send(ChunkBroke(self._engine_id, chunk_id, bug))
 
     def _call_ended(self, call_id: int, task: asyncio.Task[None]) -> None:
         if self._calls.get(call_id) is task:
             del self._calls[call_id]
-        _tell_failure(task)
+            if bug := _bug_in(task):
+                self._send(CallAnswered(self._engine_id, call_id, 0, {}, bug.encode()))
 
     def _forget_work(self) -> None:
         """A router that does not know this engine does not wait for its work. If it was started
@@ -233,6 +237,9 @@ class Agent:
         self._chunks.clear()
 
 
-def _tell_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a bug: a task of the agent failed", exc_info=error)
+def _bug_in(task: "asyncio.Task[None]") -> str:
+    """Why work ended without a word to the router, who would wait for ever; empty where it did not."""
+    if task.cancelled() or (error := task.exception()) is None:
+        return ""
+    log.error("a bug: work of the agent failed", exc_info=error)
+    return f"a bug in the agent: {type(error).__name__} {error}"
