@@ -263,6 +263,9 @@ def _http_settings(app: ASGIApp) -> uvicorn.Config:
         http=BoundedProtocol,
         log_level="warning",
         access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )

@@ -14,7 +14,8 @@ from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.openapi import document
 from seer_sgl.router.http.operations import Answer, Handler, Operation
 
-FAMILIES = (batches, control, files, generate, openai, status, workers)
+FAMILIES = (generate, openai, batches, control, files, status, workers)
+"""The busiest first: a request's path is tried against one route after the other."""
 
 METRICS_PATHS = ("/metrics", "/engine_metrics", "/health")
 """What a port for Prometheus alone serves."""
