@@ -30,6 +30,7 @@ def test_every_engine() -> None:
         assert (value_of(argv, "--host"), value_of(argv, "--port")) == ("127.0.0.1", "4321")
         assert value_of(argv, "--page-size") == "32"
         assert {"--skip-server-warmup", "--sleep-on-idle", "--enable-cache-report"} <= set(argv)
+        assert "--incremental-streaming-output" in argv
         flags = [word for word in argv if word.startswith("--")]
         assert len(flags) == len(set(flags)), "a flag is given twice"
 
