@@ -126,6 +126,18 @@ class Dispatcher:
     def resume(self) -> None:
         self._handle([Resumed()])
 
+    def hold(self) -> None:
+        """Take in nothing more until `release`: what comes waits, what is on its way ends."""
+        self._intake.hold()
+
+    def release(self) -> None:
+        self._intake.release()
+
+    @property
+    def on_their_way(self) -> int:
+        """Requests that were taken in and have not ended."""
+        return len(self._live)
+
     def abort(self, rid: str) -> int:
         """End the request of this id, or those that were made of it; they are answered with what
         exists. Returns how many were told to."""

@@ -35,7 +35,8 @@ class Intake:
         self._submit = submit
         self._numbers = itertools.count()
         self._unready: list[list[Live]] = []
-        """Calls that wait for an engine."""
+        """Calls that wait for an engine, or for the end of a hold."""
+        self._held = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- calls ----
@@ -99,8 +100,19 @@ class Intake:
 
     # ---- on their way in ----
 
+    def hold(self) -> None:
+        """Let nothing go on from here until `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        self._go_on()
+
     def engine_joined(self) -> None:
         """Let those go on that waited for one."""
+        self._go_on()
+
+    def _go_on(self) -> None:
         unready, self._unready = self._unready, []
         for lives in unready:
             self._prepare(lives)
@@ -111,7 +123,7 @@ class Intake:
             task.cancel()
 
     def _prepare(self, lives: list[Live]) -> None:
-        if not len(self._roster):
+        if self._held or not len(self._roster):
             self._unready.append(lives)
         elif any(not live.transcript.prompt_ids for live in lives):
             task = asyncio.create_task(self._tokenize(lives), name="tokenize")

@@ -40,6 +40,7 @@ _FROM_FIRST = (
 _UNFINISHED = "\ufffd"
 """What a tokenizer puts for a character of which bytes are missing."""
 _ROUTED = "routed_experts"
+_ANSWER = ("text", "output_ids", "meta_info")
 
 Answer = dict[str, Any]
 
@@ -73,6 +74,7 @@ class Transcript:
         self._chunks: list[dict[str, Any]] = []
         self._base, self._own, self._own_from = "", "", 0
         self._text_lost = False
+        self._besides: dict[str, Any] = {}
         self._last_engine: EngineId | None = None
         self._routed = _RoutedExperts(routed_from)
         self._shows_end = shows_end
@@ -150,6 +152,8 @@ class Transcript:
             self._last_engine = engine_id
         self._chunks.append(_chunk_record(answer, engine_id, came_from, input_tokens))
         self._spans += _shifted(meta.pop("weight_versions", None) or [], offset)
+        if len(self._chunks) == 1:
+            self._besides = {k: v for k, v in answer.items() if k not in _ANSWER}
         self._routed.add(meta.pop(_ROUTED, None), input_tokens, len(ids))
         self.output_ids += ids
         self._ended_tokens += len(ids)
@@ -235,38 +239,39 @@ class Transcript:
             meta[_ROUTED] = routed
         _tell_drafts(meta)
         meta["seer"] = {"chunks": self._chunks}
-        return {"text": text, "output_ids": self.output_ids, "meta_info": meta}
+        told = {"text": text, "output_ids": self.output_ids, "meta_info": meta}
+        return {**self._besides, **told}
 
 
 class _RoutedExperts:
-    """Rows of int32, one for each token but the last; chunk after chunk (see `routed_from`)."""
+    """Rows of int32, one for each token but the last; chunk after chunk (see `routed_start`)."""
 
     def __init__(self, start: int) -> None:
         self._start = start
-        self._only: str | None = None
-        self._raw: list[bytes] = []
-        self._row_bytes = 0
-        self._exact = True
+        self._parts: list[tuple[str | None, int]] = []
+        """Of each chunk what SGLang sent, and how many rows that should be."""
 
     def add(self, encoded: str | None, input_tokens: int, new_tokens: int) -> None:
         """Rows of one chunk: from where the last one ended to its last token but one."""
-        start = max(self._start, input_tokens - 1) if self._raw else self._start
-        rows = input_tokens + new_tokens - 1 - start
-        if encoded is None:
-            self._exact = self._exact and rows <= 0
-            return
-        raw = b64decode(encoded)
-        self._only = None if self._raw else encoded
-        self._raw.append(raw)
-        if rows > 0:
-            self._row_bytes = self._row_bytes or len(raw) // rows
-        self._exact = self._exact and len(raw) == max(0, rows) * self._row_bytes
+        if self._parts:
+            self._start = max(self._start, input_tokens - 1)
+        self._parts.append((encoded, max(0, input_tokens + new_tokens - 1 - self._start)))
 
     def joined(self) -> str | None:
-        """As SGLang encodes them; None where there are none, or a chunk's are missing."""
-        if self._only is not None and len(self._raw) == 1:
-            return self._only
-        return b64encode(b"".join(self._raw)).decode() if self._raw and self._exact else None
+        """As SGLang encodes them; None where there are none, or a chunk's are not what they should be."""
+        told = [part for part in self._parts if part[0] is not None]
+        if len(self._parts) < 2 or not told:
+            return told[0][0] if told else None
+        try:
+            raw = [b64decode(encoded or "", validate=True) for encoded, _ in self._parts]
+        except ValueError:
+            return None
+        row_bytes = max(
+            len(part) // max(1, rows) for part, (_, rows) in zip(raw, self._parts, strict=True)
+        )
+        if [len(part) for part in raw] != [rows * row_bytes for _, rows in self._parts]:
+            return None
+        return b64encode(b"".join(raw)).decode()
 
 
 def routed_start(wanted: Any, held_tokens: int, prompt_tokens: int) -> Any:

@@ -8,8 +8,7 @@ import pytest
 
 from seer_sgl.errors import EngineUnreachable, StartError
 from seer_sgl.router.core.policy import DIVIDED
-from seer_sgl.testing.controls import Asked
-from seer_sgl.testing.controls import END_TOKEN
+from seer_sgl.testing.controls import END_TOKEN, Asked
 from seer_sgl.testing.engine import FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
