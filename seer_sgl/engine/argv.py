@@ -24,9 +24,6 @@ def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
         # Of an answer that streams, SGLang otherwise sends all that there is with every token.
         "--incremental-streaming-output",
         "--enable-cache-report",
-        # Else every event of a stream says everything so far: bytes and time grow with the square of
-        # what is generated.
-        "--incremental-streaming-output",
         # SGLang warms up with an English sentence, which has no token in some vocabularies; an empty
         # prompt ends the server. The agent warms it up with a token id.
         "--skip-server-warmup",
