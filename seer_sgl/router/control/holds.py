@@ -65,6 +65,6 @@ class Holds:
         return len(core.engines[engine].chunks) if engine in core.engines else 0
 
     async def drained(self) -> None:
-        """Wait until there is no request at all. The caller goes on in the same turn of the loop."""
-        while (load := self._dispatcher.queue_load()).waiting or load.in_flight:  # noqa: ASYNC110
+        """Wait until requests have ended, or a reason comes up for which they will not."""
+        while self._dispatcher.on_their_way and not self._held:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)

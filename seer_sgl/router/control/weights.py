@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 _FROM_DISK = "/update_weights_from_disk"
 _BEGIN, _END = "/begin_weight_update", "/end_weight_update"
 PAUSED = "paused"
-UPDATING = "its weights change"
 _FAILED = "a weight update failed on it, and it waits for a whole one"
 
 
@@ -45,6 +44,7 @@ class Weights:
         """Engines whose update the caller opened itself, and has to close."""
         self._late: asyncio.Queue[EngineId] = asyncio.Queue()
         self._updating = 0
+        """Changes that are on; nothing is taken in meanwhile."""
         self._whole: bytes | None = None
         """The last update, where it was one that a late engine can repeat: from disk."""
 
@@ -246,22 +246,19 @@ class Weights:
     @contextlib.asynccontextmanager
     async def _quiet(self, fields: Mapping[str, Any]) -> AsyncIterator[None]:
         """Nothing runs inside. A caller that has paused has seen to that itself. For others, requests
-        end first as with SGLang; none is continued with other weights than it began with."""
-        if self._holds.any(PAUSED):
-            yield
-            return
+        end first and later ones wait, as with SGLang: none goes on with other weights than it began
+        with."""
         if fields.get("abort_all_requests") is True:
             self._dispatcher.abort_all()
-        if not self._holds:
-            await self._holds.drained()
         self._updating += 1
-        self._holds.add(UPDATING)
+        self._dispatcher.hold()
         try:
+            await self._holds.drained()
             yield
         finally:
             self._updating -= 1
             if not self._updating:
-                self._holds.drop(UPDATING)
+                self._dispatcher.release()
 
 
 def _not_begun(refused: Replies) -> Reply:

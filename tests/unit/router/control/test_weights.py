@@ -58,7 +58,8 @@ def test_every_engine_gets_ranks_of_its_own() -> None:
             assert info["num_gpus"] + 1 == body["world_size"], "what a trainer makes of it"
             assert (await post(it, "/init_weights_update_group", body)).status_code == 200
         sent = {
-            e.state.spec.engine_id: asked(e, "/init_weights_update_group")[0].json() for e in engines
+            str(e.state.spec.engine_id): asked(e, "/init_weights_update_group")[0].json()
+            for e in engines
         }
         assert {name: got["rank_offset"] for name, got in sent.items()} == {
             "e-1": 1,
@@ -196,6 +197,33 @@ def test_no_request_goes_on_with_other_weights_than_it_began_with() -> None:
                 assert work.done(), "it ended first, as with SGLang"
                 assert (await work)["output_ids"] == continuation(LONG_PROMPT, 80)
             assert not it.service.dispatcher.paused
+
+    run(scenario())
+
+
+def test_requests_that_come_during_an_update_wait_for_its_end() -> None:
+    async def scenario() -> None:
+        a, b = pair(token_s=0.002)
+        sent: list[asyncio.Task[dict[str, Any]]] = []
+
+        def changing(_: Asked) -> Reply:
+            assert not a.state.running
+            assert not b.state.running
+            return Reply(200, {"success": True, "message": ""})
+
+        a.script["/update_weights_from_disk"] = changing
+        async with cluster(a, b) as it, together(it.generate(LONG_PROMPT)) as first:
+            await until(lambda: it.service.core.statistics().in_flight)
+            async with together(post(it, "/update_weights_from_disk", DISK)) as update:
+                for number in range(40):  # without a hold there would always be one that runs
+                    sent.append(asyncio.create_task(it.generate([5, 6, number + 2])))
+                    await asyncio.sleep(0.01)
+                assert (await update).status_code == 200
+            assert first.done()
+            answers = await asyncio.gather(*sent)
+        assert [x["output_ids"] for x in answers] == [
+            continuation([5, 6, n + 2], 128) for n in range(40)
+        ]
 
     run(scenario())
 
