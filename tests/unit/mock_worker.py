@@ -14,14 +14,17 @@ class MockWorker:
         name: what it calls itself in answers.
         status: what it answers to whatever generates.
         key: what it asks for, if anything.
+        hangs: it generates nothing before it ends.
     """
 
-    def __init__(self, name: str, status: int = 200, key: str = "") -> None:
+    def __init__(self, name: str, status: int = 200, key: str = "", hangs: bool = False) -> None:
         self.name = name
         self.status = status
         self.key = key
         self.bodies: list[dict[str, Any]] = []
         """What it was asked to generate."""
+        self._ended = threading.Event()
+        self._hangs = hangs
         self._port = 0
         self._server: ThreadingHTTPServer | None = None
 
@@ -38,6 +41,7 @@ class MockWorker:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def end(self) -> None:
+        self._ended.set()
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -65,6 +69,8 @@ class MockWorker:
         if path not in ("/generate", "/v1/completions"):
             return 404, {"detail": "Not Found"}
         self.bodies.append(body)
+        if self._hangs:
+            self._ended.wait()
         if self.status != 200:
             return self.status, {"error": f"mock failure {self.status}"}
         if path == "/v1/completions":

@@ -14,6 +14,7 @@ import pytest
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine.agent import Agent
+from seer_sgl.engine.attached import AttachedServers
 from seer_sgl.engine.process import free_port
 from seer_sgl.router.core import Policy
 from seer_sgl.router.service import RouterService
@@ -142,12 +143,14 @@ async def cluster(
     """A router with an engine per server; `settings` are `RouterConfig`'s."""
     quick = {"heartbeat_s": 0.05, "settle_s": 0.0}
     config = RouterConfig(**{"http_port": free_port(), "agent_port": free_port(), **quick, **settings})
-    service = RouterService(config, policy)
+    attached = AttachedServers(f"127.0.0.1:{config.agent_port}")
+    service = RouterService(config, policy, attached)
     async with (
         contextlib.AsyncExitStack() as stack,
         new_client(base_url=f"http://127.0.0.1:{config.http_port}") as http,
     ):
         await stack.enter_async_context(service)
+        await stack.enter_async_context(attached)
         it = Cluster(service, config, http)
         it.stop_router = stack.aclose
         stack.push_async_callback(it.stop_agents)
