@@ -195,6 +195,9 @@ def _check_prompt(prompt: Any) -> None:
         return
     if not prompt:
         raise RequestError("input_ids", "must hold at least one token id")
+    # Prompts are long, and most are right: looked at one by one only to tell which id is not.
+    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < 2**31:
+        return
     for token in prompt:
         if type(token) is not int or not 0 <= token < 2**31:
             raise RequestError("input_ids", f"must hold token ids from 0, got {token!r}")

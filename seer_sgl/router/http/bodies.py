@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from seer_sgl.errors import RequestError
@@ -26,19 +26,21 @@ async def body_parts(request: Request) -> AsyncIterator[bytes]:
 
     Raises:
         RequestError: 408 where its sender pauses, or dawdles.
+        ClientDisconnect: its sender hung up.
     """
     clock = asyncio.get_running_loop().time
     left_s = PART_PATIENCE_S
-    stream = aiter(request.stream())
-    while True:
+    more = True
+    while more:
         began_s = clock()
         try:
             async with asyncio.timeout(min(left_s, PART_PATIENCE_S)):
-                part = await anext(stream)
-        except StopAsyncIteration:
-            return
+                message = await request.receive()
         except TimeoutError:
             raise RequestError("", "the body comes too slowly", status=408) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
         left_s += len(part) / SLOWEST_BYTES_PER_S - (clock() - began_s)
         yield part
 
