@@ -1,6 +1,7 @@
 """SGLang's HTTP interface as the agent uses it."""
 
 import contextlib
+import io
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ KEEPALIVE_S = 4.0
 """SGLang's server closes a connection that was idle for 5 s; one on which it does so while we send the
 next request breaks that request."""
 _JSON = {"content-type": "application/json"}
+_PIECE_BYTES = 2**20
 _HOP_BY_HOP = frozenset("connection keep-alive transfer-encoding content-length date server".split())
 
 
@@ -154,7 +156,8 @@ class _Exchange:
             self._response = await self._session.request(
                 method,
                 URL(url, encoded=True),
-                data=body or None,
+                # In one piece a large body would keep the loop from everything else.
+                data=io.BytesIO(body) if len(body) > _PIECE_BYTES else body or None,
                 headers=headers,
                 allow_redirects=False,
                 timeout=_timeout(timeout_s),

@@ -1,6 +1,7 @@
 """What the agent reads out of SGLang's answers, whose shapes are 0.5.23's, over real sockets."""
 
 import asyncio
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,23 @@ def test_a_call_goes_on_the_wire_as_it_is() -> None:
     status, headers, content = ask(question, echo)
     assert (status, content) == (200, b"PUT /a%2Fb?q=%20+x 1\xff\x00")
     assert headers == {"content-type": "application/octet-stream", "x-b": "c"}
+
+
+def test_large_bodies_pass_both_ways() -> None:
+    sent = bytes(range(256)) * 20_000
+
+    async def echo(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.headers["content-length"] == str(len(sent))
+        body = bytearray()
+        async for data in request.content.iter_any():
+            body += data
+        return web.Response(body=io.BytesIO(body))
+
+    async def question(client: SGLangClient) -> Any:
+        async with client.open("POST", "/x", sent) as answer:
+            return await answer.read()
+
+    assert ask(question, echo) == sent
 
 
 def test_an_answer_in_parts_is_read_as_it_comes_and_left_in_the_middle() -> None:
