@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from cli import options, serve
 from cli.main import app
-from seer_sgl.config import TRIED_SGLANG
+from seer_sgl.config import TRIED_SGLANG, RouterConfig
 from seer_sgl.engine import libraries, node
 from seer_sgl.engine.node import NodeConfig
 from seer_sgl.engine.process import free_port
+from seer_sgl.head import HeadConfig
+from seer_sgl.spec.settings import DraftSettings
 
 
 def command(*args: object) -> Result:
@@ -147,3 +150,75 @@ def test_doctor_says_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPat
     assert [line.split()[1] for line in missing] == ["SGLang,", "system"]
     assert f"pip install sglang=={TRIED_SGLANG[-1]}" in ill.output
     assert "libibverbs1" in ill.output
+
+
+def served(monkeypatch: pytest.MonkeyPatch, *args: object) -> HeadConfig:
+    """What `serve` with these arguments would start."""
+    found = []
+
+    async def note(config: HeadConfig) -> int:
+        found.append(config)
+        return 0
+
+    monkeypatch.setattr(serve, "_serve", note)
+    result = command("serve", *args)
+    assert result.exit_code == 0, result.output
+    (config,) = found
+    return config
+
+
+def test_options_of_serve_reach_the_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    head = served(
+        monkeypatch,
+        *("--host", "::1", "--port", 5, "--agent-port", 6, "--engine-ports", 7, "--prometheus-port", 8),
+        *(
+            "--policy",
+            "divided",
+            "--estimate",
+            "longest",
+            "--chunk-tokens",
+            9,
+            "--chunk-plan",
+            "growing",
+        ),
+        *("--pull-margin-tokens", 10, "--group-size", 11, "--group-window-s", 12.5, "--no-speculate"),
+        *("--data-dir", tmp_path, "--log-dir", tmp_path, "--draft-shards", 3, "--draft-mib", 2),
+        *("--engines", 4, "--no-pool", "--kv-tokens", 13, "--model", "/m", "--", "--tp-size", "2"),
+    )
+    assert head.router == RouterConfig(
+        host="::1",
+        http_port=5,
+        agent_port=6,
+        engine_ports=7,
+        prometheus_port=8,
+        policy="divided",
+        estimate="longest",
+        chunk_tokens=9,
+        chunk_plan="growing",
+        pull_margin_tokens=10,
+        group_size=11,
+        group_window_s=12.5,
+        data_dir=tmp_path,
+        model="/m",
+        engine_args=("--tp-size", "2"),
+    )
+    assert (head.engines, head.pool, head.attach, head.log_dir) == (4, False, (), tmp_path / "5")
+    assert (head.draft_shards, head.draft_budget_bytes) == (3, 2 << 20)
+    assert head.node_args == ("--page-tokens", "16", "--kv-tokens", "13")
+
+
+def test_defaults_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = served(monkeypatch)
+    assert (head.engines, head.pool, head.router.policy) == (2, True, "seer")
+    assert head.router.data_dir == options.DATA_DIR / "30000"
+    assert head.router.draft == DraftSettings()
+    attached = served(monkeypatch, "--attach", "http://a:1", "--attach", "http://b:1", "--no-batches")
+    assert (attached.engines, attached.pool) == (0, False)
+    assert attached.attach == ("http://a:1", "http://b:1")
+    assert attached.router.data_dir is None
+    both = served(monkeypatch, "--attach", "http://a:1", "--engines", 1, "--pool")
+    assert (both.engines, both.pool) == (1, True)
+
+
+def test_what_is_no_server_is_not_attached() -> None:
+    assert_one_line(command("serve", "--no-batches", "--attach", "grpc://a:1"), "grpc://a:1", "HTTP")
