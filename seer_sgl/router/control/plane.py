@@ -254,7 +254,7 @@ class ControlPlane:
         total = len(self.engines.roster.members)
         if total or only is not EVERY:
             replies = await self.engines.ask(self.engines.targets(only), "GET", target)
-        wrong = merging.refusal({e: r for e, r in replies.items() if 400 <= r.status < 500})
+        wrong = merging.refusal({e: r for e, r in replies.items() if r.status != 503})
         if wrong is not None:
             return wrong
         queue = self._queue(only)

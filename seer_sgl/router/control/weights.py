@@ -45,8 +45,8 @@ class Weights:
         self._late: asyncio.Queue[EngineId] = asyncio.Queue()
         self._updating = 0
         """Changes that are on; nothing is taken in meanwhile."""
-        self._whole: bytes | None = None
-        """The last update, where it was one that a late engine can repeat: from disk."""
+        self._recipe: list[tuple[str, bytes]] | None = []
+        """The calls that give a fresh engine the weights that there are now; None where none can."""
 
     # ---- engines come and go ----
 
@@ -65,14 +65,21 @@ class Weights:
             await self._catch_up(await self._late.get())
 
     async def _catch_up(self, engine: EngineId) -> None:
-        update = self._whole
-        if update is None:
+        recipe = self._recipe
+        if recipe is None:
             return
         with contextlib.suppress(SeerError):
             async with self._one_by_one([engine]):
-                found = await self._engines.ask([engine], "POST", _FROM_DISK, update)
-            if self._whole is update:
-                await self._took(found, msgspec.json.decode(update), full=True)
+                for target, body in recipe:
+                    found = await self._engines.ask([engine], "POST", target, body)
+                    fields = msgspec.json.decode(body)
+                    self._note_version(found, fields.get("weight_version", fields.get("new_version")))
+                    if not found[engine].good:
+                        log.warning("engine %s stays in quarantine: %s", engine, found[engine].said())
+                        return
+            if self._recipe == recipe:
+                self._sync.updated({engine: True}, full=True)
+                self._settle_traffic()
 
     def engine_left(self, engine: EngineId) -> None:
         self._opened.discard(engine)
@@ -111,6 +118,7 @@ class Weights:
         async with self._one_by_one(opened), self._quiet({}):
             found = await self._engines.ask(opened, "POST", _END, body)
         self._opened -= set(opened)
+        self._recipe = None  # weights may have come by themselves between begin and end
         self._new_epoch()
         bad = {engine: False for engine, reply in found.items() if not reply.good}
         self._sync.updated(bad, full=False)
@@ -129,10 +137,8 @@ class Weights:
             else:
                 found = await self._engines.ask(engines, "POST", row.target, body)
         full = row.full and fields.get("selector", "all") == "all"
-        if full and any(reply.good for reply in found.values()):
-            self._whole = body if row.target == _FROM_DISK else None
-        elif any(reply.good for reply in found.values()):
-            self._whole = None
+        if any(reply.good for reply in found.values()):
+            self._recipe = [(row.target, body)] if row.target == _FROM_DISK else None
         await self._took(found, fields, full)
         return success(found)
 
@@ -169,6 +175,9 @@ class Weights:
         self._new_epoch()
         found = await self._engines.ask(engines, "POST", row.target, body)
         self._note_version(found, fields.get("new_version"))
+        if self._recipe is not None and any(reply.good for reply in found.values()):
+            before = [call for call in self._recipe if call[0] != row.target]
+            self._recipe = [*before, (row.target, body)]
         return success(found)
 
     async def init_group(self, row: Row, engines: list[EngineId], body: bytes) -> Reply:
