@@ -39,30 +39,31 @@ def _code(status: int) -> str:
         return str(status)
 
 
-def request_error(_request: Request, error: Exception) -> Response:
+async def request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return error_response(error.status, str(error), error.field, error.code)
 
 
-def seer_error(_request: Request, error: Exception) -> Response:
+async def seer_error(_request: Request, error: Exception) -> Response:
     return error_response(503, str(error))
 
 
-def http_error(_request: Request, error: Exception) -> Response:
+async def http_error(_request: Request, error: Exception) -> Response:
     """Unknown paths and foreign methods."""
     assert isinstance(error, HTTPException)
     return error_response(error.status_code, error.detail, **(error.headers or {}))
 
 
-def client_gone(_request: Request, _error: Exception) -> Response:
+async def client_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def unexpected(request: Request, error: Exception) -> Response:
+async def unexpected(request: Request, error: Exception) -> Response:
     log.error("%s %s met a bug", request.method, request.url.path, exc_info=error)
     return error_response(500, f"a bug in the router: {type(error).__name__}: {error}")
 
 
+# Coroutines, as Starlette would run a plain function in a thread.
 HANDLERS = {
     RequestError: request_error,
     SeerError: seer_error,
