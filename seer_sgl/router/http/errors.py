@@ -1,6 +1,7 @@
 """Errors as OpenAI's nested object, which SGLang's own clients read, too."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 import msgspec
@@ -39,35 +40,45 @@ def _code(status: int) -> str:
         return str(status)
 
 
-async def request_error(_request: Request, error: Exception) -> Response:
+def request_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return error_response(error.status, str(error), error.field, error.code)
 
 
-async def seer_error(_request: Request, error: Exception) -> Response:
+def seer_error(_request: Request, error: Exception) -> Response:
     return error_response(503, str(error))
 
 
-async def http_error(_request: Request, error: Exception) -> Response:
+def http_error(_request: Request, error: Exception) -> Response:
     """Unknown paths and foreign methods."""
     assert isinstance(error, HTTPException)
     return error_response(error.status_code, error.detail, **(error.headers or {}))
 
 
-async def client_gone(_request: Request, _error: Exception) -> Response:
+def client_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-async def unexpected(request: Request, error: Exception) -> Response:
+def unexpected(request: Request, error: Exception) -> Response:
     log.error("%s %s met a bug", request.method, request.url.path, exc_info=error)
     return error_response(500, f"a bug in the router: {type(error).__name__}: {error}")
 
 
-# Coroutines, as Starlette would run a plain function in a thread.
+def _on_loop(
+    answer: Callable[[Request, Exception], Response],
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """As a coroutine: Starlette would run a plain function in a thread."""
+
+    async def handler(request: Request, error: Exception) -> Response:
+        return answer(request, error)
+
+    return handler
+
+
 HANDLERS = {
-    RequestError: request_error,
-    SeerError: seer_error,
-    HTTPException: http_error,
-    ClientDisconnect: client_gone,
-    Exception: unexpected,
+    RequestError: _on_loop(request_error),
+    SeerError: _on_loop(seer_error),
+    HTTPException: _on_loop(http_error),
+    ClientDisconnect: _on_loop(client_gone),
+    Exception: _on_loop(unexpected),
 }
