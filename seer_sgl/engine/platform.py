@@ -44,6 +44,13 @@ class SeerCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
 
         return CpuKVPool
 
+    def get_torch_profiler_activity_str(self) -> str:
+        # SGLang asks for it whenever a profile starts, and ends where there is no answer.
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU
+
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         return algorithm == "SEER"
 
