@@ -43,7 +43,8 @@ from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.002
-"""Requests that arrive within this are submitted as one, so that all their probes go first."""
+"""Requests that arrive within this are submitted as one, so that all their probes go first. Where all of
+them fit anyway, nothing is gained by that, and they go at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Dispatcher:
         self._live: dict[RequestId, Live] = {}
         self._running: dict[ChunkId, Dispatch] = {}
         self._pending: dict[RequestId, Submitted] = {}
+        self._pending_tokens = 0
+        self._soon = False
 
     # ---- for clients ----
 
@@ -187,13 +190,20 @@ class Dispatcher:
     # ---- on their way ----
 
     def _submit(self, placed: list[tuple[Live, Submitted]]) -> None:
-        if not self._pending:
-            asyncio.get_running_loop().call_later(GATHER_S, self._flush)
+        first = not self._pending
         for live, event in placed:
             self._live[live.request_id] = live
             self._pending[live.request_id] = event
+            self._pending_tokens += event.prompt_tokens + event.max_new_tokens
+        if self.core.at_ease(self._pending_tokens):
+            if not self._soon:
+                self._soon = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        elif first:
+            asyncio.get_running_loop().call_later(GATHER_S, self._flush)
 
     def _flush(self) -> None:
+        self._soon, self._pending_tokens = False, 0
         if self._pending:
             pending, self._pending = self._pending, {}
             self._handle(list(pending.values()))
@@ -242,6 +252,7 @@ class Dispatcher:
         new_tokens = len(message.answer["output_ids"])
         if new_tokens > dispatch.max_new_tokens:
             reason = f"{dispatch.engine_id} sent {new_tokens} tokens for {dispatch.max_new_tokens}"
+            live.transcript.drop_progress()
             self._handle([ChunkFailed(message.chunk_id, reason)])
             return
         if finish.get("type") == "abort":
@@ -353,12 +364,16 @@ class Dispatcher:
             "done": done,
             "probe": request is not None and request.is_probe,
         }
+        most = dispatch.max_new_tokens if sample.max_new_tokens != 0 else 0
         body = {
             **sample.body,
             "rid": f"{sample.rid}.{dispatch.chunk_id}",
-            "input_ids": held_ids,
-            "sampling_params": chunk_sampling(sample.sampling, dispatch.max_new_tokens, done, tag),
+            "sampling_params": chunk_sampling(sample.sampling, most, done, tag),
         }
+        if sample.text is None or sample.divisible:
+            body["input_ids"] = held_ids
+        else:
+            body["text"] = sample.text  # images and the like stand in it
         if body.get("return_routed_experts"):
             wanted = body.get("routed_experts_start_len")
             body["routed_experts_start_len"] = routed_start(wanted, len(held_ids), len(held_ids) - done)

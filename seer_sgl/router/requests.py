@@ -79,7 +79,7 @@ def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> Gene
     if not isinstance(body, dict):
         raise RequestError("", f"the body must be a JSON object, got {type(body).__name__}")
     streams = body.get("stream")
-    if streams not in (None, True, False):
+    if streams is not None and not isinstance(streams, bool):
         raise RequestError("stream", f"must be true or false, got {streams!r}")
     prompts, batched = _prompts(body)
     samples: list[Sample] = []
@@ -92,7 +92,9 @@ def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> Gene
         many = many or count > 1
         if len(samples) + count > MAX_SAMPLES:
             raise RequestError("n", f"one call may ask for at most {MAX_SAMPLES} samples")
-        rid = item.get("rid") or (f"{new_rid}_{index}" if batched else new_rid)
+        rid = item.get("rid")
+        if rid is None or rid == "":
+            rid = f"{new_rid}_{index}" if batched else new_rid
         samples += _samples(item, prompt, params, (rid, top_rid), group_id)
     taken: set[str] = set()
     for sample in samples:
@@ -137,7 +139,9 @@ def _item(body: dict[str, Any], index: int, total: int) -> dict[str, Any]:
 
 
 def _checked_sampling(item: dict[str, Any]) -> dict[str, Any]:
-    params = item.get("sampling_params") or {}
+    params = item.get("sampling_params")
+    if params is None:
+        return {}
     if not isinstance(params, dict):
         raise RequestError("sampling_params", f"must be an object, got {type(params).__name__}")
     check_sampling(params)
@@ -220,7 +224,8 @@ def _divisible(body: dict[str, Any]) -> bool:
 
 
 def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
-    """How many tokens the sample may get, once its prompt is known as ids.
+    """How many tokens the sample may get, once its prompt is known as ids. At least one: so much may a
+    request that asks for none, to score its prompt.
 
     SGLang counts `max_new_tokens` against the context and then quietly cuts it by up to two tokens;
     so does this, so that both end alike.
@@ -248,9 +253,9 @@ def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
     if wanted > room:
         raise RequestError(
             "sampling_params.max_new_tokens",
-            f"must lie in [1, {room}] after a prompt of {prompt_tokens} tokens, got {wanted}",
+            f"must lie in [0, {room}] after a prompt of {prompt_tokens} tokens, got {wanted}",
         )
-    return min(wanted, longest - prompt_tokens)
+    return max(1, min(wanted, longest - prompt_tokens))
 
 
 def prompt_key(prompt_ids: list[int]) -> str:

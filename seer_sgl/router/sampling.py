@@ -5,7 +5,7 @@ from typing import Any
 
 from seer_sgl.errors import RequestError
 
-_KNOWN = frozenset(
+KNOWN = frozenset(
     """max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty
     presence_penalty repetition_penalty min_new_tokens n beam_width json_schema regex ebnf
     structural_tag ignore_eos skip_special_tokens spaces_between_special_tokens no_stop_trim
@@ -16,7 +16,7 @@ _KNOWN = frozenset(
 GROUP_TAG = "seer"
 """Key in `custom_params`, which SGLang carries to its workers and reads only for logit processors."""
 
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "temperature": ("at least 0", lambda x: 0 <= x < float("inf")),
     "top_p": ("in (0, 1]", lambda x: 0 < x <= 1),
     "top_k": ("-1 (off) or at least 1", lambda x: x == -1 or x >= 1),
@@ -26,8 +26,8 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "repetition_penalty": ("in (0, 2]", lambda x: 0 < x <= 2),
 }
 
-_INTEGERS = ("max_new_tokens", "n", "min_new_tokens", "top_k", "beam_width", "sampling_seed")
-_AT_LEAST_ONE = ("max_new_tokens", "n", "beam_width")
+INTEGERS = ("max_new_tokens", "n", "min_new_tokens", "top_k", "beam_width", "sampling_seed")
+AT_LEAST_ONE = ("n", "beam_width")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop": ("", []),
@@ -50,16 +50,18 @@ def check_sampling(params: dict[str, Any]) -> None:
     """Raise RequestError for an unknown name, or a value that SGLang would refuse."""
     for name, value in params.items():
         field = f"sampling_params.{name}"
-        if name not in _KNOWN:
-            raise RequestError(field, f"unknown parameter; there are: {', '.join(sorted(_KNOWN))}")
+        if name not in KNOWN:
+            raise RequestError(field, f"unknown parameter; there are: {', '.join(sorted(KNOWN))}")
         if value is None:
             continue
-        if name in _INTEGERS and type(value) is not int:
+        if name in INTEGERS and type(value) is not int:
             raise RequestError(field, f"must be an integer, got {value!r}")
-        if name in _AT_LEAST_ONE and value < 1:
+        if name in AT_LEAST_ONE and value < 1:
             raise RequestError(field, f"must be at least 1, got {value}")
-        if name in _RANGES:
-            _check_range(field, value, *_RANGES[name])
+        if name == "max_new_tokens" and value < 0:
+            raise RequestError(field, f"must be at least 0, got {value}")
+        if name in RANGES:
+            _check_range(field, value, *RANGES[name])
     _check_min_new_tokens(params)
     _check_custom(params.get("custom_params"))
 
@@ -107,4 +109,7 @@ def _check_min_new_tokens(params: dict[str, Any]) -> None:
 
 def divisible_sampling(params: dict[str, Any]) -> bool:
     """Whether a request with these parameters may be cut into chunks without a different result."""
-    return all(params.get(name) is None or params[name] in neutral for name, neutral in _NEUTRAL.items())
+    for name, value in params.items():
+        if value is not None and name in _NEUTRAL and value not in _NEUTRAL[name]:
+            return False
+    return True

@@ -258,7 +258,7 @@ class _RoutedExperts:
         self._parts.append((encoded, max(0, input_tokens + new_tokens - 1 - self._start)))
 
     def joined(self) -> str | None:
-        """As SGLang encodes them; None where there are none, or a chunk's are not what they should be."""
+        """As SGLang encodes them; None where there are none, or not as many as there should be."""
         told = [part for part in self._parts if part[0] is not None]
         if len(self._parts) < 2 or not told:
             return told[0][0] if told else None

@@ -89,6 +89,10 @@ class RouterCore:
             raise IllegalEventError("; ".join(illegal), tuple(actions))
         return actions
 
+    def at_ease(self, tokens: int) -> bool:
+        """Whether nothing waits, and some engine has room for so many tokens more."""
+        return not len(self.buffer.queue) and tokens <= self.fleet.room_tokens()
+
     def statistics(self) -> Statistics:
         return Statistics(
             waiting=len(self.buffer.queue) + len(self.buffer.parked),

@@ -80,7 +80,7 @@ def test_a_call_may_stream() -> None:
         ({"input_ids": [1, 2.5]}, "input_ids"),
         ({"input_ids": [True]}, "input_ids"),
         ({"text": "a", "sampling_params": 3}, "sampling_params"),
-        ({"text": "a", "sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens"),
+        ({"text": "a", "sampling_params": {"max_new_tokens": -1}}, "sampling_params.max_new_tokens"),
         ({"text": "a", "sampling_params": {"max_new_tokens": -4}}, "sampling_params.max_new_tokens"),
         ({"text": "a", "sampling_params": {"max_new_tokens": "9"}}, "sampling_params.max_new_tokens"),
         ({"text": "a", "sampling_params": {"n": 0}}, "sampling_params.n"),
@@ -176,6 +176,7 @@ def sample(prompt_tokens: int, max_new_tokens: int | None, token: int = 3) -> Sa
         (48, 2000, 1998),  # all of the context is asked for; SGLang cuts two tokens as well
         (10, None, 2036),
         (2045, 1, 1),
+        (10, 0, 1),
     ],
 )
 def test_budget_within_the_engines(prompt_tokens: int, max_new_tokens: int | None, budget: int) -> None:
@@ -185,7 +186,7 @@ def test_budget_within_the_engines(prompt_tokens: int, max_new_tokens: int | Non
 @pytest.mark.parametrize(
     ("bad", "field", "says"),
     [
-        (sample(10, 2039), "sampling_params.max_new_tokens", r"\[1, 2038\]"),
+        (sample(10, 2039), "sampling_params.max_new_tokens", r"\[0, 2038\]"),
         (sample(2046, 1), "input_ids", "at most 2045"),
         (sample(5, 5, token=256), "input_ids", r"\[0, 255\], got 256"),
     ],

@@ -129,6 +129,62 @@ def test_what_only_the_engine_understands_reaches_it() -> None:
     run(scenario())
 
 
+def test_a_prompt_may_be_scored_without_a_token() -> None:
+    async def scenario() -> None:
+        engine = server()
+
+        def scored(call: Any) -> dict[str, Any]:
+            sent.append(call.json())
+            meta = {"finish_reason": {"type": "length", "length": 0}, "input_token_logprobs": [[-1, 5]]}
+            return {"text": "", "output_ids": [], "meta_info": meta}
+
+        sent: list[dict[str, Any]] = []
+        engine.script["/generate"] = scored
+        async with cluster(engine) as it:
+            scoring = {"return_logprob": True, "logprob_start_len": 0}
+            answer = await it.generate([5, 6], sampling_params={"max_new_tokens": 0}, **scoring)
+        assert [body["sampling_params"]["max_new_tokens"] for body in sent] == [0]
+        assert (sent[0]["input_ids"], sent[0]["logprob_start_len"]) == ([5, 6], 0)
+        meta = answer["meta_info"]
+        assert (answer["output_ids"], meta["input_token_logprobs"]) == ([], [[-1, 5]])
+        assert meta["finish_reason"] == {"type": "length", "length": 0}
+
+    run(scenario())
+
+
+def test_a_text_that_stands_beside_images_stays_one() -> None:
+    async def scenario() -> None:
+        engine = server()
+        bodies: list[dict[str, Any]] = []
+        meta = {"finish_reason": {"type": "stop"}}
+        whole = {"text": "x", "output_ids": [9], "meta_info": meta}
+
+        def noted(call: Any) -> dict[str, Any]:
+            bodies.append(call.json())
+            return whole
+
+        engine.script["/generate"] = noted
+        async with cluster(engine) as it:
+            await it.post({"text": "<image>hi", "image_data": ["data:,x"]})
+            await it.post({"text": "hi"})
+        assert (bodies[0]["text"], bodies[0]["image_data"]) == ("<image>hi", ["data:,x"])
+        assert "input_ids" not in bodies[0]
+        assert (bodies[1]["input_ids"], "text" in bodies[1]) == ([104, 105], False)
+
+    run(scenario())
+
+
+def test_the_least_length_holds_over_chunks() -> None:
+    async def scenario() -> None:
+        engine = server()
+        async with cluster(engine, policy=DIVIDED, chunk_tokens=30) as it:
+            await it.generate(PROMPTS[0], sampling_params={"max_new_tokens": 70, "min_new_tokens": 50})
+        sent = [body["sampling_params"]["min_new_tokens"] for body in engine.bodies]
+        assert sent == [30, 20, 0]
+
+    run(scenario())
+
+
 def test_n_is_expanded_and_answers_come_in_order() -> None:
     async def scenario() -> None:
         engine = server()

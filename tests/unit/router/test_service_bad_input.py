@@ -28,19 +28,19 @@ BAD: list[tuple[Any, str, str]] = [
     ({"input_ids": [5] * 2047}, "input_ids", "at most 2045"),
     ({"text": "a" * 5000}, "text", "5000 tokens"),
     (
-        {"input_ids": [5], "sampling_params": {"max_new_tokens": 0}},
+        {"input_ids": [5], "sampling_params": {"max_new_tokens": 0.5}},
         "sampling_params.max_new_tokens",
-        "1",
+        "an integer",
     ),
     (
         {"input_ids": [5], "sampling_params": {"max_new_tokens": -1}},
         "sampling_params.max_new_tokens",
-        "1",
+        "at least 0",
     ),
     (
         {"input_ids": [5], "sampling_params": {"max_new_tokens": 2048}},
         "sampling_params.max_new_tokens",
-        "[1, 2047]",
+        "[0, 2047]",
     ),
     ({"input_ids": [5], "sampling_params": {"n": 0}}, "sampling_params.n", "at least 1"),
     ({"input_ids": [5], "sampling_params": {"heat": 1}}, "sampling_params.heat", "temperature"),
