@@ -28,6 +28,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Our plugin's own line, None where the plugin is not active in the server."""
     facts: dict[str, Any] = {}
     """Its arguments, scalars only, and `front`: whether our plugin serves divided chat."""
+    launched: bool = False
+    """It was started for us, and nobody has told it anything yet."""
 
     @property
     def says_what_it_holds(self) -> bool:

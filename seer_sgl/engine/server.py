@@ -4,6 +4,8 @@ import asyncio
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 from seer_sgl.config import TRIED_SGLANG, EngineConfig
 from seer_sgl.engine.argv import server_argv, server_environment
 from seer_sgl.engine.process import Child, free_port
@@ -68,7 +70,7 @@ class LaunchedServer:
             raise self._child.failure(f"was not ready after {timeout_s:g} s") from None
         info = await self.client.info(EngineId(self._config.name))
         self._prove_plugin(info)
-        return info
+        return msgspec.structs.replace(info, launched=True)
 
     async def _wait_healthy(self) -> None:
         while not await self.client.healthy():

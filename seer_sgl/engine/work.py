@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from seer_sgl.engine.guards import objection
+from seer_sgl.engine.guards import Watched, asks_for_load, objection
 from seer_sgl.engine.increments import EventError, Events, Increments
 from seer_sgl.engine.sglang import Answer, EngineInfo, SGLangClient, decoded, error_message
 from seer_sgl.errors import EngineUnreachable
@@ -43,7 +43,7 @@ class Work:
     ) -> None:
         self._client = client
         self._engine_id = info.spec.engine_id
-        self._facts = info.facts
+        self._watched = Watched(info.facts, info.launched)
         self._send = send
         self.router_url = ""
         """Where the router serves HTTP; told to SGLang with every call."""
@@ -68,7 +68,7 @@ class Work:
 
     async def _streamed(self, message: PostChunk) -> ChunkAnswered | ChunkBroke:
         events = Events()
-        increments = Increments(bool(self._facts.get("incremental_streaming_output")))
+        increments = Increments(bool(self._watched.facts.get("incremental_streaming_output")))
         async with self._client.open("POST", "/generate", message.body, _JSON) as answer:
             if answer.status != 200:
                 return self._broke(message, error_message(decoded(await answer.read())), answer.status)
@@ -98,7 +98,10 @@ class Work:
 
     async def perform(self, call: Call) -> None:
         """Make a call and tell its answer, in parts where it is a stream of events."""
-        reason = objection(call.method, call.target, call.body, self._facts)
+        with contextlib.suppress(EngineUnreachable):  # then the call itself tells
+            if asks_for_load(call.target):
+                self._watched.note_load(await self._client.load())
+        reason = objection(call.method, call.target, call.body, self._watched.facts)
         if reason:
             self._send(self._refusal(call, reason))
             return
@@ -116,6 +119,8 @@ class Work:
             reason = f"no answer from SGLang: {error}"
             self._send(CallAnswered(self._engine_id, call.call_id, 0, {}, reason.encode()))
             return
+        if answer.status == 200:
+            self._watched.note_done(call.target, call.body)
         self._send(CallAnswered(self._engine_id, call.call_id, answer.status, answer.headers, content))
 
     def _refusal(self, call: Call, reason: str) -> CallAnswered:

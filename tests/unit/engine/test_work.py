@@ -196,6 +196,24 @@ def test_a_call_without_an_answer() -> None:
     assert (answered.status, answered.body.startswith(b"no answer from SGLang")) == (0, True)
 
 
+def test_memory_is_released_only_where_nothing_runs() -> None:
+    running = iter([1, 0])
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path == "/v1/loads":
+            load = {"num_running_reqs": next(running), "num_waiting_reqs": 0, "num_used_tokens": 0}
+            return web.json_response({"loads": [load]})
+        return web.json_response(None)
+
+    release, resume = "/release_memory_occupation", "/resume_memory_occupation"
+    twice = [call(release), call(release), call(resume), call(resume)]
+    answers = told(answer, *twice, facts={"enable_memory_saver": True})
+    assert [each.status for each in answers] == [400, 200, 200, 400]
+    assert asked == ["/v1/loads", "/v1/loads", release, resume]
+
+
 def test_what_would_end_the_server_is_refused_by_the_agent() -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         raise AssertionError("it was asked")
