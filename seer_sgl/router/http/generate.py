@@ -12,6 +12,7 @@ from seer_sgl.router.http.bodies import decoded, json_response, read_body
 from seer_sgl.router.http.errors import error_response
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
+from seer_sgl.router.http.schemas import GENERATE, GENERATED
 from seer_sgl.router.http.sse import Deltas, EventStream, event
 from seer_sgl.router.http.watch import Watched, unless_over
 from seer_sgl.router.requests import GenerateCall, parse_generate
@@ -36,8 +37,8 @@ def operations(front: Front) -> list[Operation]:
             handler=routes.generate,
             text="Generate samples, with SGLang's request and answer.",
             tag="generate",
-            request={"type": "object"},
-            answers={200: Answer("The sample, or a list of them.", {}, streams=True)},
+            request=GENERATE,
+            answers={200: Answer("The sample, or a list of them.", GENERATED, streams=True)},
             errors=[400, 408, 409, 413, 503],
             parameters=[_GROUP, _DELTAS],
         )

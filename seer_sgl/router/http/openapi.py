@@ -157,7 +157,7 @@ def _answer(answer: Answer, refer: _Reference) -> dict[str, Any]:
         schema = None if answer.schema is None else refer(answer.schema)
         content: dict[str, Any] = {answer.media: {} if schema is None else {"schema": schema}}
         if answer.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {}
         made["content"] = content
     return made
 

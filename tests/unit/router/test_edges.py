@@ -110,7 +110,7 @@ MADE_BY_SGLANG = set(
 
 
 def test_every_parameter_of_the_code_has_a_row() -> None:
-    assert set(table()["Sampling parameters"]) == sampling._KNOWN
+    assert set(table()["Sampling parameters"]) == sampling.KNOWN
 
 
 def test_every_parameter_of_sglang_has_a_row() -> None:
