@@ -12,6 +12,8 @@ from seer_sgl.types import EngineId
 
 _JSON_HEADERS = {"content-type": "application/json"}
 NOBODY = "no engine is registered"
+NO_ANSWER = 503
+"""What stands for an engine's answer where there is none."""
 
 
 class Engines:
@@ -50,19 +52,35 @@ class Engines:
         Raises:
             SeerError: all of them have left.
         """
+        found = await self._round(engines, method, target, body, bodies)
+        # SGLang hangs up after an error of its own, and the next call may meet that. A server that has
+        # really ended has left by the time its agent says that there is no answer.
+        broken = [engine for engine, reply in found.items() if reply.status == NO_ANSWER]
+        if broken:
+            again = await self._round(broken, method, target, body, bodies)
+            found = {e: again.get(e, reply) for e, reply in found.items() if e in self.roster.members}
+        if not found:
+            raise SeerError(f"{', '.join(engines)} left before the answer to {target}")
+        return found
+
+    async def _round(
+        self,
+        engines: list[EngineId],
+        method: str,
+        target: str,
+        body: bytes,
+        bodies: Mapping[EngineId, bytes] | None,
+    ) -> dict[EngineId, Reply]:
         asked = [(engine, (bodies or {}).get(engine, body)) for engine in engines]
         before = {engine: self.roster.members.get(engine) for engine in engines}
         answers = await asyncio.gather(
             *(self._one(engine, method, target, content) for engine, content in asked)
         )
-        found = {
+        return {
             engine: answer
             for engine, answer in zip(engines, answers, strict=True)
             if before[engine] is not None and self.roster.members.get(engine) is before[engine]
         }
-        if not found:
-            raise SeerError(f"{', '.join(engines)} left before the answer to {target}")
-        return found
 
     async def any_of(
         self, engines: list[EngineId], method: str, target: str, body: bytes = b""
@@ -70,7 +88,7 @@ class Engines:
         """The answer of the first of them that gives one."""
         for engine in engines[:-1]:
             reply = await self._one(engine, method, target, body)
-            if reply.status != 503:
+            if reply.status != NO_ANSWER:
                 return engine, reply
         return engines[-1], await self._one(engines[-1], method, target, body)
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from seer_sgl.errors import EngineUnreachable
 from seer_sgl.router.control.table import TABLE, Act, Merge, Row, Scope
 from seer_sgl.testing.controls import Asked, Reply
 from seer_sgl.testing.engine import FakeServer
@@ -221,5 +222,26 @@ def test_a_wrong_field_is_named_and_reaches_no_engine(path: str, body: Any, fiel
             assert field in response.json()["error"]["message"]
             assert not asked(a, path)
             assert not it.service.dispatcher.paused
+
+    run(scenario())
+
+
+def test_a_connection_that_breaks_is_no_failure_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seer_sgl.engine.work.BROKEN_PAUSE_S", 0.01)
+
+    async def scenario() -> None:
+        a, b = pair()
+        breaks = [EngineUnreachable("ServerDisconnectedError")]
+
+        def once(_: Asked) -> Any:
+            return breaks.pop() if breaks else {"message": "paused", "status": "ok"}
+
+        b.script["/pause_generation"] = once
+        async with cluster(a, b) as it:
+            assert (await it.http.post("/pause_generation", json={})).status_code == 200
+            assert [len(asked(engine, "/pause_generation")) for engine in (a, b)] == [1, 2]
+            breaks += [EngineUnreachable("no"), EngineUnreachable("no")]
+            refused = await it.http.post("/pause_generation", json={})
+            assert refused.json()["failed_engines"] == ["b"]
 
     run(scenario())
