@@ -104,6 +104,7 @@ class Agent:
             # With no high-water marks zmq takes every message at once, both ways.
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
+            socket.setsockopt(zmq.IPV6, 1)
             socket.connect(f"tcp://{self._head}")
             self._pump = Pump(socket)
             self._server, self._info = server, info

@@ -72,6 +72,7 @@ async def run_node(config: NodeConfig) -> None:
 async def _ask_head(address: str, timeout_s: float) -> Head:
     with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.IPV6, 1)
         try:
             dealer.connect(f"tcp://{address}")
             await dealer.send(encode(AskHead()))

@@ -109,8 +109,10 @@ class AgentLink:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._pump = Pump(self._socket)
+        self._socket.setsockopt(zmq.IPV6, int(":" in host))
+        place = f"[{host}]" if ":" in host else host
         try:
-            self._socket.bind(f"tcp://{host}:{port}")
+            self._socket.bind(f"tcp://{place}:{port}")
         except zmq.ZMQError as error:
             self.close()
             raise StartError(

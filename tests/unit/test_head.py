@@ -1,20 +1,25 @@
 """A head without engines: its draft servers come up, come back, and go with it."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine import kept
 from seer_sgl.engine.process import free_port
+from seer_sgl.errors import StartError
 from seer_sgl.head import Head, HeadConfig, running_head
 from seer_sgl.router import drafts
 from seer_sgl.spec.settings import DraftSettings
 from tests.unit.engine.test_process import wait_gone
+from tests.unit.mock_worker import MockWorker
 
 PATIENCE_S = 20.0
 
@@ -70,5 +75,46 @@ def test_heads_without_draft_servers(tmp_path: Path, shards: int, draft: DraftSe
         async with running_head(config(tmp_path, shards, draft), lambda _: None) as head:
             assert pids(head) == []
             assert head.service._config.draft == draft
+
+    asyncio.run(scenario())
+
+
+def listens_on(host: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_server((host, 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_servers_are_attached_whatever_the_head_listens_on(tmp_path: Path, host: str) -> None:
+    if ":" in host and not listens_on(host):
+        pytest.skip("no IPv6 here")
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+
+    async def scenario(url: str) -> None:
+        head = config(tmp_path, 0, None)
+        head = msgspec.structs.replace(
+            head, attach=(url,), router=msgspec.structs.replace(head.router, host=host)
+        )
+        async with running_head(head, lambda _: None) as running, asyncio.timeout(PATIENCE_S):
+            while not len(running.service.roster):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+            base = f"http://{here}:{head.router.http_port}"
+            async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
+                assert (await http.get("/list_workers")).json() == {"urls": [url]}
+                await http.post("/workers", json={"url": base})
+                assert (await http.get("/list_workers")).json() == {"urls": [base, url]}
+                assert len(running.service.roster) == 1
+
+    with MockWorker("w") as worker:
+        asyncio.run(scenario(worker.url))
+
+
+def test_a_url_that_is_none_stops_the_head_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        head = msgspec.structs.replace(config(tmp_path, 0, None), attach=("nonsense",))
+        with pytest.raises(StartError, match="'nonsense' is not the URL"):
+            async with running_head(head, lambda _: None):
+                pass
 
     asyncio.run(scenario())

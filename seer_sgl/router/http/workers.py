@@ -204,7 +204,9 @@ class _Workers:
         body = decoded_as(await read_body(request, self._front.config.max_body_bytes), NewWorker)
         registration = await self._add(request, body.url, body.api_key or "")
         _apply(registration, body)
-        return _accepted(Worker(normal_url(body.url), ()), "the server is an engine once it answers")
+        itself = registration.engine_id is None
+        message = "this is the router itself" if itself else "the server is an engine once it answers"
+        return _accepted(Worker(normal_url(body.url), ()), message)
 
     async def change(self, request: Request) -> Response:
         body = decoded_as(await read_body(request, self._front.config.max_body_bytes), WorkerChanges)
