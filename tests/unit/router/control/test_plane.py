@@ -27,7 +27,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/destroy_weights_update_group": {"group_name": "slime-pp_0"},
     "/update_weights_from_distributed": {"names": ["w"], "dtypes": ["bfloat16"], "shapes": [[2, 3]]},
-    "/update_weights_from_tensor": {"serialized_named_tensors": ["QUJD"]},
+    "/update_weights_from_tensor": {"serialized_named_tensors": ["gASVAA=="]},
     "/update_weights_from_disk": {"model_path": "/new", "weight_version": "7"},
     "/update_weights_from_ipc": {"zmq_handles": {"GPU-1": "ipc:///tmp/x"}},
     "/update_weight_version": {"new_version": "7", "abort_all_requests": False},
@@ -36,7 +36,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/load_lora_adapter_from_tensors": {
         "lora_name": "l",
         "config_dict": {},
-        "serialized_named_tensors": ["QUJD"],
+        "serialized_named_tensors": ["gASVAA=="],
     },
     "/unload_lora_adapter": {"lora_name": "l"},
     "/hicache/storage-backend": {"hicache_storage_backend": "mooncake"},
@@ -209,7 +209,7 @@ def test_a_body_that_is_no_object_reaches_no_engine(row: Row) -> None:
         ("/init_weights_update_group", {**GROUP, "world_size": 4}, "world_size"),
         ("/release_memory_occupation", {"tags": ["all"]}, "tags"),
         ("/resume_memory_occupation", {"tags": ["weights"]}, "tags"),
-        ("/update_weights_from_tensor", {"serialized_named_tensors": ["QUJD"]}, "--engine-ports"),
+        ("/update_weights_from_tensor", {"serialized_named_tensors": ["gASVAA=="]}, "--engine-ports"),
         ("/close_session", {}, "session_id"),
     ],
 )  # fmt: skip
