@@ -16,6 +16,7 @@ from seer_sgl.router.http.schemas import GENERATE, GENERATED
 from seer_sgl.router.http.sse import Deltas, EventStream, event
 from seer_sgl.router.http.watch import Watched, unless_over
 from seer_sgl.router.requests import GenerateCall, parse_generate
+from seer_sgl.types import EngineId
 
 __all__ = ["answer_of", "operations", "parsed", "unless_over"]
 
@@ -25,6 +26,8 @@ _GROUP = Parameter(
 _DELTAS = Parameter(
     "x-seer-deltas", "header", {"type": "string"}, "`1`: streamed events carry only what is new."
 )
+
+_JSON = {"content-type": "application/json"}
 
 
 def operations(front: Front) -> list[Operation]:
@@ -78,6 +81,8 @@ class _Generate:
         dispatcher = self._front.dispatcher
         body = await read_body(request, self._front.config.max_body_bytes)
         call = parsed(body, request.headers.get("x-seer-group"))
+        if (engine_id := self._session_engine(call)) is not None:
+            return await self._passed_on(request, engine_id, body, call.streams)
         if call.streams:
             samples = dispatcher.stream(call.samples)
             deltas = Deltas() if request.headers.get("x-seer-deltas") == "1" else None
@@ -86,6 +91,30 @@ class _Generate:
         with Watched(request, dispatcher.stopping):
             answers = await dispatcher.generate(call.samples)
         return answer_of(call, answers)
+
+
+    def _session_engine(self, call: GenerateCall) -> EngineId | None:
+        """The engine that keeps the session of a call, if it has one."""
+        params = call.samples[0].body.get("session_params")
+        name = params.get("id") if isinstance(params, dict) else None
+        return self._front.plane.session_engine(name) if isinstance(name, str) else None
+
+    async def _passed_on(
+        self, request: Request, engine_id: EngineId, body: bytes, streams: bool
+    ) -> Response:
+        """One engine's own answer: what a session holds is there and nowhere else."""
+        stopping = self._front.dispatcher.stopping
+        if streams:
+            return EventStream(request, self._parts(engine_id, body), stopping, end=b"")
+        with Watched(request, stopping):
+            answer = await self._front.calls.ask(engine_id, "POST", "/generate", body, _JSON)
+        return Response(answer.body, answer.status, media_type="application/json")
+
+    async def _parts(self, engine_id: EngineId, body: bytes) -> AsyncIterator[bytes]:
+        opened = self._front.calls.stream(engine_id, "POST", "/generate", body, _JSON)
+        async with opened as answer:
+            async for part in answer:
+                yield part
 
 
 class _Events(AsyncIterator[bytes]):

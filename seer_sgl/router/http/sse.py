@@ -36,15 +36,19 @@ class EventStream(Response):
     Args:
         events: whole events; closed when the client hangs up or the router stops. A `SeerError` that it
             raises is told in the stream.
+        end: what follows when there are no more.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, events: AsyncIterator[bytes], stopping: Stopping) -> None:
+    def __init__(
+        self, request: Request, events: AsyncIterator[bytes], stopping: Stopping, end: bytes = DONE
+    ) -> None:
         super().__init__(None, 200, {"cache-control": "no-cache"}, self.media_type)
         # Its length is not known.
         self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         self._request, self._events, self._stopping = request, events, stopping
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def part(data: bytes, more: bool = True) -> None:
@@ -57,7 +61,7 @@ class EventStream(Response):
                 await part(b"")
                 async for data in self._events:
                     await part(data)
-                await part(DONE, more=False)
+                await part(self._end, more=False)
         except ClientDisconnect:
             return
         except SeerError as error:

@@ -249,3 +249,31 @@ def test_models_engines_and_metrics() -> None:
             assert line in metrics.splitlines()
 
     run(scenario())
+
+
+def test_requests_of_a_session_go_to_its_engine() -> None:
+    async def scenario() -> None:
+        a, b = server("a"), server("b")
+        async with cluster(a, b) as it:
+            for name in ("one", "two"):
+                for engine in (a, b):
+                    engine.script["/open_session"] = name
+                opened = await it.http.post("/open_session", json={"capacity_of_str_len": 9})
+                assert opened.is_success
+            for name in ("one", "two", "one", "two", "one"):
+                body: dict[str, Any] = {
+                    "session_params": {"id": name},
+                    "rid": "r",
+                    "sampling_params": SAMPLING,
+                }
+                answer = await it.generate([5, 6], **body)
+                assert answer["output_ids"] == continuation([5, 6], 200)
+                streamed = await it.post({**body, "input_ids": [5, 6], "stream": True})
+                assert streamed.text.endswith("data: [DONE]\n\n")
+                assert streamed.text.count("[DONE]") == 1
+            statistics = it.service.core.statistics()
+        asked = [[body["session_params"]["id"] for body in engine.bodies] for engine in (a, b)]
+        assert sorted(asked) == [["one"] * 6, ["two"] * 4]
+        assert statistics.delivered == 0
+
+    run(scenario())
