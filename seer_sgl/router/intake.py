@@ -154,9 +154,14 @@ class Intake:
     def _check_and_submit(self, lives: list[Live]) -> None:
         engines = self._roster.specs()
         waiting = [live for live in lives if live.state == "new"]
+        budgets: dict[tuple[int, int | None], int] = {}
         try:
             for live in waiting:
-                live.budget_tokens = check_against_engines(live.sample, engines)
+                # Samples of one prompt share its list: that is looked through once.
+                alike = id(live.sample.prompt_ids), live.sample.max_new_tokens
+                if alike not in budgets:
+                    budgets[alike] = check_against_engines(live.sample, engines)
+                live.budget_tokens = budgets[alike]
         except RequestError as error:
             _fail(waiting, error)
             return

@@ -68,6 +68,8 @@ class Live:
         meta.setdefault("weight_version", weight_version)
         outcome = self.deliver.outcome if self.deliver is not None else "cancelled"
         if outcome == "finished" or (outcome == "cancelled" and self.complete):
+            if meta["finish_reason"]["type"] == "abort":  # of a last chunk that had all its tokens
+                meta["finish_reason"] = {"type": "length", "length": len(answer["output_ids"])}
             return answer
         status = None if outcome == "cancelled" else self.last_status or 503
         engines_own = self.transcript.finish_reason

@@ -202,14 +202,17 @@ def _check_prompt(prompt: Any) -> None:
     # Prompts are long, and most are right: looked at one by one only to tell which id is not.
     if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < 2**31:
         return
-    for token in prompt:
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise RequestError("input_ids", f"must hold token ids from 0, got {token!r}")
+    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < 2**31:
+        return
+    wrong = next(token for token in prompt if type(token) is not int or not 0 <= token < 2**31)
+    raise RequestError("input_ids", f"must hold token ids from 0, got {wrong!r}")
 
 
 def _check_encodable(body: dict[str, Any]) -> None:
     """JSON knows integers of any size; the wire to the engines has 64 bits for one."""
     for key, value in body.items():
+        if isinstance(value, str | bool):
+            continue
         try:
             msgspec.msgpack.encode(value)
         except (OverflowError, RecursionError) as error:
