@@ -103,8 +103,8 @@ class Job:
         try:
             await flight.open()
             self._flight = flight
-            if not self._ending and self.batch.status != "finalizing":
-                await self._send_lines(flight)
+            if not self._ending:
+                await self._send_lines(flight)  # nothing where all are done
             if not await self._become_unless_ending("finalizing"):
                 await self._become()  # that it is overdue, before any line says so
                 await flight.call_back()

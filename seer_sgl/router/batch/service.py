@@ -34,6 +34,8 @@ from seer_sgl.router.batch.writer import Write
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+LONGEST_PAUSE_S = 60.0
+"""Between two attempts at a batch whose files cannot be used."""
 SWEEP_TICKS = 30
 """Ticks between two looks at what has expired."""
 
@@ -227,6 +229,7 @@ class BatchService:
         self._tasks[kept.batch.id] = task
 
     async def _to_end(self, job: Job) -> None:
+        pause_s = TICK_S
         while True:
             try:
                 await job.run()
@@ -234,7 +237,8 @@ class BatchService:
             except Exception as error:
                 log.exception("%s failed; it is tried again", job.batch.id)
                 job.batch.seer.paused = f"{type(error).__name__}: {error}"
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         del self._jobs[job.batch.id], self._tasks[job.batch.id]
 
     async def _tick(self) -> None:

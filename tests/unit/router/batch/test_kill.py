@@ -110,11 +110,13 @@ def test_a_killed_router_goes_on_where_it_was(tmp_path: Path) -> None:
             output = client.files.content(batch.output_file_id).read().splitlines()
             again = client.batches.retrieve(batch.id)
 
-    ids = [msgspec.json.decode(line)["custom_id"] for line in output]
-    assert Counter(ids) == {f"c{number}": 1 for number in range(LINES)}
+    answered = Counter(msgspec.json.decode(line)["custom_id"] for line in output)
     asked = Counter(tuple(msgspec.json.decode(line)) for line in log.read_bytes().splitlines())
-    assert {number for number in range(LINES) if not asked[tuple(prompt(number))]} == set()
-    assert [n for n in range(LINES) if f"c{n}" in finished and asked[tuple(prompt(n))] != 1] == []
+    # Some of what is wrong: pytest takes minutes to show the difference of long lists.
+    assert [n for n in range(LINES) if answered[f"c{n}"] != 1][:9] == []
+    assert [n for n in range(LINES) if not asked[tuple(prompt(n))]][:9] == []
+    assert [n for n in range(LINES) if f"c{n}" in finished and asked[tuple(prompt(n))] != 1][:9] == []
+    assert len(output) == LINES
     assert again.request_counts is not None
     assert (again.request_counts.completed, again.request_counts.failed) == (LINES, 0)
     assert (again.error_file_id, again.in_progress_at) == (None, batch.in_progress_at)
