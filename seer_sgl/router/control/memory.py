@@ -21,6 +21,7 @@ class Memory:
         self._engines = engines
         self._holds = holds
         self._released: dict[EngineId, set[str]] = {}
+        self._releasing = 0
 
     async def release(
         self, engines: list[EngineId], target: str, body: bytes, only: EngineId | None
@@ -34,6 +35,7 @@ class Memory:
         if self._holds.has(PAUSED, only) and self._holds.busy(only):
             raise RequestError("", "requests are paused, not ended: abort them before releasing memory")
         self._holds.add(RELEASED, only)
+        self._releasing += 1
         try:
             await self._holds.idle(only)
             found = await self._engines.ask(engines, "POST", target, body)
@@ -42,6 +44,7 @@ class Memory:
                     self._released.setdefault(engine, set()).update(tags)
             return found
         finally:
+            self._releasing -= 1
             self._settle(only)
 
     async def resume(
@@ -71,6 +74,8 @@ class Memory:
     def _settle(self, only: EngineId | None) -> None:
         """Go on as soon as no engine lacks memory."""
         self._released = {engine: tags for engine, tags in self._released.items() if tags}
+        if self._releasing:
+            return
         if not self._released:
             self._holds.drop(RELEASED)
         elif only is not EVERY and only not in self._released:

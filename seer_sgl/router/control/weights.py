@@ -20,6 +20,7 @@ from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)
 
+_POLL_S = 0.02
 _FROM_DISK = "/update_weights_from_disk"
 _BEGIN, _END = "/begin_weight_update", "/end_weight_update"
 PAUSED = "paused"
@@ -65,7 +66,9 @@ class Weights:
             await self._catch_up(await self._late.get())
 
     async def _catch_up(self, engine: EngineId) -> None:
-        recipe = self._recipe
+        while self._updating:  # noqa: ASYNC110 - what it ends with is to be repeated
+            await asyncio.sleep(_POLL_S)
+        recipe, member = self._recipe, self._roster.members.get(engine)
         if recipe is None:
             return
         with contextlib.suppress(SeerError):
@@ -77,7 +80,7 @@ class Weights:
                     if not found[engine].good:
                         log.warning("engine %s stays in quarantine: %s", engine, found[engine].said())
                         return
-            if self._recipe == recipe:
+            if self._recipe == recipe and self._roster.members.get(engine) is member:
                 self._sync.updated({engine: True}, full=True)
                 self._settle_traffic()
 
@@ -130,8 +133,9 @@ class Weights:
     async def update(self, row: Row, engines: list[EngineId], body: bytes) -> Reply:
         """One update on all of these engines."""
         fields = msgspec.json.decode(body)
+        self._roster.epoch += 1  # from here on, who joins is late
         async with self._one_by_one(engines), self._quiet(fields):
-            self._new_epoch()
+            self._dispatcher.new_epoch()
             if row.own_session:
                 found = await self._in_own_sessions(row.target, engines, body)
             else:

@@ -181,6 +181,26 @@ def test_memory_of_requests_that_a_pause_keeps_is_not_released() -> None:
     run(scenario())
 
 
+def test_memory_of_one_engine_is_gone_with_it_and_of_others_is_not() -> None:
+    async def scenario() -> None:
+        a, b = pair(token_s=0.005)
+        async with cluster(a, b, chunk_tokens=40) as it, together(it.generate(LONG_PROMPTS[0])) as work:
+            await until(lambda: it.service.core.statistics().in_flight)
+            idle = b if a.state.running else a
+            release = asyncio.create_task(it.http.post("/release_memory_occupation", json={}))
+            await asyncio.sleep(0.02)
+            idle.kill()
+            await until(lambda: len(it.service.roster) == 1)
+            assert it.service.dispatcher.paused, "the other one is about to release its own"
+            assert (await release).status_code == 200
+            assert it.service.dispatcher.paused
+            (a if idle is b else b).kill()
+            await until(lambda: not it.service.dispatcher.paused)
+            work.cancel()
+
+    run(scenario())
+
+
 def test_an_engine_without_a_memory_saver_is_not_asked() -> None:
     async def scenario() -> None:
         a, b = server("a"), server("b")

@@ -1,6 +1,7 @@
 """Engines that fail in a weight change, or come late for it."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.unit.router.control.test_weights import (
     DISK,
     FACTS,
     FAILED,
+    LONG_PROMPT,
     SESSION,
     asked,
     pair,
@@ -173,5 +175,36 @@ def test_a_late_engine_that_cannot_catch_up_stays_out() -> None:
             await asyncio.sleep(0.05)
             assert len(it.service.roster) == 1
             assert (await it.generate([5, 6]))["output_ids"] == continuation([5, 6], 128)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_an_engine_that_comes_in_the_middle_of_an_update_gets_it(moment: str) -> None:
+    async def scenario() -> None:
+        a, b = pair(token_s=0.005)
+        loaded = asyncio.Event()
+
+        async def loading() -> AsyncIterator[bytes]:
+            await loaded.wait()
+            yield b'{"success": true, "message": ""}'
+
+        a.script["/update_weights_from_disk"] = lambda _: Reply(200, events=loading())
+        async with cluster(a) as it:
+            work = asyncio.create_task(it.generate(LONG_PROMPT))
+            await until(lambda: it.service.core.statistics().in_flight)
+            update = asyncio.create_task(post(it, "/update_weights_from_disk", DISK))
+            if moment == "before":  # requests have still to end
+                await asyncio.sleep(0.02)
+                assert not asked(a, "/update_weights_from_disk")
+            else:
+                await until(lambda: asked(a, "/update_weights_from_disk"))
+            await it.join(b)
+            assert (await quarantine(it))["b"]
+            loaded.set()
+            assert (await update).status_code == 200
+            await until(lambda: len(it.service.roster) == 2)
+            assert [call.json() for call in asked(b, "/update_weights_from_disk")] == [DISK]
+            await work
 
     run(scenario())
