@@ -64,7 +64,26 @@ def _paths(operations: Sequence[Operation], refer: "_Reference") -> dict[str, di
             if method in item:
                 raise ValueError(f"{method} {operation.path} is served twice")
             item[method] = _operation(operation, method, refer)
+            if method == "post":
+                _link(item[method], operation, operations)
     return paths
+
+
+def _link(made: dict[str, Any], operation: Operation, others: Sequence[Operation]) -> None:
+    """Tell which operations take the `id` of what this one has made."""
+    answer = operation.answers.get(200)
+    kind = answer.schema if answer else None
+    if not isinstance(kind, type) or "id" not in getattr(kind, "__struct_fields__", ()):
+        return
+    links = {}
+    for other in others:
+        if found := re.match(re.escape(operation.path) + r"/{(\w+)}", other.path):
+            for method in map(str.lower, other.methods):
+                name = _name(other, method)
+                parameters = {found[1]: "$response.body#/id"}
+                links[name] = {"operationId": name, "parameters": parameters}
+    if links:
+        made["responses"]["200"]["links"] = links
 
 
 def documented_path(path: str) -> str:
@@ -100,9 +119,8 @@ def _schemas(operations: Iterable[Operation]) -> Iterator[Schema]:
 
 
 def _operation(operation: Operation, method: str, refer: _Reference) -> dict[str, Any]:
-    words = re.findall(r"\w+", documented_path(operation.path))
     made: dict[str, Any] = {
-        "operationId": "_".join([method, *words]),
+        "operationId": _name(operation, method),
         "summary": operation.text,
         "tags": [operation.tag],
         "responses": _responses(operation, refer),
@@ -117,6 +135,10 @@ def _operation(operation: Operation, method: str, refer: _Reference) -> dict[str
     if operation.hidden:
         made["deprecated"] = True
     return made
+
+
+def _name(operation: Operation, method: str) -> str:
+    return "_".join([method, *re.findall(r"\w+", documented_path(operation.path))])
 
 
 def _parameters(operation: Operation) -> Iterator[Parameter]:

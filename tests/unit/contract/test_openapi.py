@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.routing import Route
 
@@ -125,6 +126,25 @@ def test_an_operation_in_the_document() -> None:
     assert post["responses"]["202"]["content"]["application/json"]["schema"] == error
     fields = made["components"]["schemas"]["ErrorBody"]["properties"]
     assert sorted(fields) == ["code", "message", "param", "type"]
+
+
+class Thing(msgspec.Struct):
+    id: str
+
+
+def test_what_is_made_is_linked_to_what_takes_its_id() -> None:
+    made = document(
+        [
+            one(path="/things", methods=["POST"], answers={200: Answer("Made.", Thing)}),
+            one(path="/things/{thing}", methods=["GET", "DELETE"]),
+            one(path="/things/{thing}/parts", methods=["GET"]),
+            one(path="/others/{thing}", methods=["GET"]),
+        ]
+    )
+    links = made["paths"]["/things"]["post"]["responses"]["200"]["links"]
+    assert sorted(links) == ["delete_things_thing", "get_things_thing", "get_things_thing_parts"]
+    assert links["delete_things_thing"]["parameters"] == {"thing": "$response.body#/id"}
+    assert "links" not in made["paths"]["/things/{thing}"]["get"]["responses"]
 
 
 def test_the_same_method_twice_is_a_bug() -> None:

@@ -28,7 +28,7 @@ async def schemathesis(it: Cluster, directory: Path) -> tuple[int, str, dict[str
     """Its exit code, what it printed and its report."""
     report = directory / "report.json"
     argv = ["--seed", str(SEED), "--generation-deterministic"]
-    argv += ["--max-examples", str(EXAMPLES), "--phases", "examples,coverage,fuzzing"]
+    argv += ["--max-examples", str(EXAMPLES), "--phases", "examples,coverage,fuzzing,stateful"]
     argv += ["--checks", ",".join(CHECKS), "--continue-on-failure", "--request-timeout", "5"]
     argv += ["--suppress-health-check", "all", "--no-color", "--report-json-path", str(report)]
     process = await asyncio.create_subprocess_exec(
