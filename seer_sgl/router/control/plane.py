@@ -291,6 +291,8 @@ class ControlPlane:
         urls = self.engines.urls()
         if row.merge is Merge.METRICS:
             pages = {urls[e]: r.body for e, r in replies.items() if r.good}
+            if not pages and all(reply.status == 404 for reply in replies.values()):
+                return merging.refused("no engine runs with --enable-metrics", 404)
             return merging.metrics(pages)
         good = {engine: reply for engine, reply in replies.items() if isinstance(reply.json(), dict)}
         good = {engine: reply for engine, reply in good.items() if reply.good}

@@ -255,6 +255,11 @@ def test_engine_metrics_carry_the_address_of_each() -> None:
             page = await it.http.get("/engine_metrics")
             assert page.headers["content-type"].startswith("text/plain")
             assert page.text.count('sglang:x{worker_addr="') == 2
+            for engine in (a, b):
+                engine.script["/metrics"] = Reply(404, {"detail": "Not Found"})
+            missing = await it.http.get("/engine_metrics")
+            assert missing.status_code == 404
+            assert "--enable-metrics" in missing.json()["error"]["message"]
 
     run(scenario())
 
