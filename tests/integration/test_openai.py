@@ -221,9 +221,10 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(streams: bool, cluste
     url = f"{cluster.url}/v1/completions"
     if streams:
         with httpx.stream("POST", url, json=body, timeout=60) as answer:
-            next(answer.iter_lines())
+            first = next(answer.iter_lines())
+            assert '"choices"' in first
             found = counts(cluster)
-            assert found["seer_in_flight"] + found["seer_waiting"] == 4
+            assert found["seer_in_flight"] + found["seer_waiting"] == 4, first
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=body, timeout=3)
