@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.router.conftest import Cluster, cluster, run
+from tests.unit.router.conftest import Cluster, cluster, run, server
 
 PATIENCE_S = 5.0
 
@@ -262,5 +262,22 @@ def test_a_websocket_is_refused() -> None:
             answer = await say(it, "\r\n".join(lines).encode())
             assert answer.split()[1] in (b"403", b"405")
             assert (await it.http.get("/engines")).status_code == 200
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["max_new_tokens", "min_new_tokens", "n", "top_k", "sampling_seed", "temperature", "stop_token_ids"],
+)
+@pytest.mark.parametrize("digits", [20, 4000, 10_000])
+def test_huge_numbers(field: str, digits: int) -> None:
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            number = "9" * digits
+            value = f"[{number}]" if field == "stop_token_ids" else number
+            body = f'{{"input_ids": [5], "sampling_params": {{"{field}": {value}}}}}'
+            assert error_of(await say(it, post(body.encode())))[0] == 400
+            assert (await it.generate([5, 6]))["output_ids"]
 
     run(scenario())
