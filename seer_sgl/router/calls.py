@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -113,6 +113,8 @@ class EngineCalls:
         self._ids = count(1)
         self._asked: dict[int, _Asked] = {}
         self._turn = count()
+        self.in_flight: Counter[EngineId] = Counter()
+        """Calls that each engine has now."""
 
     # ---- for callers ----
 
@@ -269,11 +271,13 @@ class EngineCalls:
     ) -> tuple[int, _Asked]:
         call_id, asked = next(self._ids), _Asked(member.engine_id, member.peer)
         self._asked[call_id] = asked
+        self.in_flight[member.engine_id] += 1
         self._link.send(member.peer, Call(call_id, method, target, dict(headers or {}), body))
         return call_id, asked
 
     def _done_with(self, call_id: int) -> None:
         asked = self._asked.pop(call_id)
+        self.in_flight[asked.engine_id] -= 1
         if not asked.ended:
             self._link.send(asked.peer, StopCall(call_id))
 

@@ -50,7 +50,7 @@ class Engine:
 
     model: str
     load: int
-    """Chunks that it runs."""
+    """Chunks and calls that it runs."""
     facts: Mapping[str, str]
 
 

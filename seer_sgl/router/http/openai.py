@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from itertools import count
 from typing import Any
 
@@ -19,19 +19,24 @@ from starlette.responses import Response, StreamingResponse
 
 from seer_sgl.errors import RequestError, SeerError
 from seer_sgl.router.calls import NO_ANSWER, CallError, EngineAnswer, EngineStream
+from seer_sgl.router.choice import KEY_BYTES, chosen
 from seer_sgl.router.http.bodies import decoded_as, read_body
 from seer_sgl.router.http.errors import CLIENT_GONE, error_response, request_error, seer_error
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.generate import unless_over
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.router.roster import Member
-from seer_sgl.types import UNKNOWN_MODEL
+from seer_sgl.types import UNKNOWN_MODEL, EngineId
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 ATTEMPTS = 3
 """Engines that are asked, where one after the other goes away or fails before it has answered."""
 BROKEN = (500, 502, 503, 504)
+BY_LOAD = "least_loaded"
+"""The policy that looks at no request."""
+ROUTING_KEY = "x-smg-routing-key"
+"""The stock router's header for requests of one session."""
 _POLL_S = 0.1
 
 _OURS = re.compile(
@@ -53,6 +58,8 @@ class Asked(msgspec.Struct):
 
     model: Any = None
     stream: Any = False
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
 
 
 def operations(front: Front) -> list[Operation]:
@@ -135,8 +142,10 @@ async def _whole(
     Raises:
         RequestError: the model is not served.
     """
+    tried: set[EngineId] = set()
     for attempt in range(1, ATTEMPTS + 1):
-        member = await _member(front, asked.model)
+        member = await _member(front, asked, headers, tried)
+        tried.add(member.engine_id)
         answer = await front.calls.ask(member.engine_id, "POST", path, body, headers)
         gone = NO_ANSWER in answer.headers
         broken = answer.status in BROKEN and len(front.roster) > 1
@@ -159,8 +168,10 @@ async def _begun(
         RequestError: the model is not served.
         CallError: no engine stayed.
     """
+    tried: set[EngineId] = set()
     for attempt in range(1, ATTEMPTS + 1):
-        member = await _member(front, asked.model)
+        member = await _member(front, asked, headers, tried)
+        tried.add(member.engine_id)
         async with contextlib.AsyncExitStack() as trial:
             opened = front.calls.stream(member.engine_id, "POST", path, body, headers)
             stream = await trial.enter_async_context(opened)
@@ -191,15 +202,35 @@ async def _parts(
             yield b"data: " + content + b"\n\ndata: [DONE]\n\n"
 
 
-async def _member(front: Front, model: Any) -> Member:
-    """An engine whose server divides, by turns; any engine where none does. Waits while none is here."""
-    while not len(front.roster):  # noqa: ASYNC110 - rare, and soon over
+async def _member(
+    front: Front, asked: Asked, headers: Mapping[str, str], tried: Container[EngineId]
+) -> Member:
+    """An engine whose server divides, by turns; where none does, the one that fits best. Others than
+    those that were tried, where there are any. Waits while no engine is here.
+
+    Raises:
+        RequestError: the model is not served.
+    """
+    while not (members := _usable(front)):  # noqa: ASYNC110 - rare, and soon over
         await asyncio.sleep(_POLL_S)
-    members = [member for member in front.roster.members.values() if not member.quarantine]
-    _check_model(model, {member.card.model for member in members})
-    dividing = [member for member in members if member.card.facts.get("front")]
-    chosen = dividing or members
-    return chosen[next(_turn) % len(chosen)]
+    _check_model(asked.model, {member.card.model for member in members})
+    members = [m for m in members if m.engine_id not in tried] or members
+    turn = next(_turn)
+    if dividing := [member for member in members if member.card.facts.get("front")]:
+        return dividing[turn % len(dividing)]
+    key = b"" if front.dispatcher.core.policy.name == BY_LOAD else _key(asked, headers)
+    loads = [(m.engine_id, front.calls.in_flight[m.engine_id]) for m in members]
+    return front.roster.members[chosen(loads, turn, key)]
+
+
+def _usable(front: Front) -> list[Member]:
+    return [member for member in front.roster.members.values() if not member.quarantine]
+
+
+def _key(asked: Asked, headers: Mapping[str, str]) -> bytes:
+    """What requests that should meet on one server have in common."""
+    given = headers.get(ROUTING_KEY, "")
+    return given.encode() or bytes(asked.prompt or asked.messages)[:KEY_BYTES]
 
 
 def _check_model(model: Any, served: set[str]) -> None:

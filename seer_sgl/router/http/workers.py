@@ -286,11 +286,11 @@ class _Workers:
         return worker
 
     def _engines(self) -> dict[EngineId, Engine]:
-        running = self._front.dispatcher.core.engines
+        running, calls = self._front.dispatcher.core.engines, self._front.calls.in_flight
         return {
             engine_id: Engine(
                 member.card.model,
-                len(running[engine_id].chunks) if engine_id in running else 0,
+                calls[engine_id] + (len(running[engine_id].chunks) if engine_id in running else 0),
                 {"engine": engine_id, "weight_version": member.card.weight_version},
             )
             for engine_id, member in self._front.roster.members.items()
