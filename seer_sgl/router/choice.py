@@ -1,7 +1,8 @@
 """Which engine gets a request that runs whole on one server. Pure."""
 
-import zlib
 from collections.abc import Sequence
+from functools import cache
+from hashlib import blake2b
 
 from seer_sgl.types import EngineId
 
@@ -25,6 +26,11 @@ def chosen(loads: Sequence[tuple[EngineId, int]], turn: int, key: bytes = b"") -
     least = min(load for _, load in loads)
     if key:
         near = [engine for engine, load in loads if load <= least + SLACK]
-        return max(near, key=lambda engine: (zlib.crc32(engine.encode(), zlib.crc32(key)), engine))
+        return max(near, key=lambda engine: blake2b(key, digest_size=8, salt=_salt(engine)).digest())
     idlest = [engine for engine, load in loads if load == least]
     return idlest[turn % len(idlest)]
+
+
+@cache
+def _salt(engine: EngineId) -> bytes:
+    return blake2b(engine.encode(), digest_size=16).digest()
