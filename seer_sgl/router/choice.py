@@ -26,7 +26,8 @@ def chosen(loads: Sequence[tuple[EngineId, int]], turn: int, key: bytes = b"") -
     least = min(load for _, load in loads)
     if key:
         near = [engine for engine, load in loads if load <= least + SLACK]
-        return max(near, key=lambda engine: blake2b(key, digest_size=8, salt=_salt(engine)).digest())
+        short = blake2b(key, digest_size=16).digest()
+        return max(near, key=lambda engine: blake2b(short, digest_size=8, salt=_salt(engine)).digest())
     idlest = [engine for engine, load in loads if load == least]
     return idlest[turn % len(idlest)]
 
