@@ -102,6 +102,7 @@ def _one(routes: "_Files") -> list[Operation]:
             answers={
                 200: Answer("Its bytes.", None, "application/octet-stream"),
                 206: Answer("The range asked for.", None, "application/octet-stream"),
+                400: Answer("The range is no range.", None, "text/plain"),
                 416: Answer("There is no such range.", None, "text/plain"),
             },
             errors=[400, 404, 503],

@@ -86,7 +86,9 @@ def test_files_and_batches(tmp_path: Path) -> None:
         file, one = good["output_file_id"], "/v1/files/{id}"
         await call("GET", f"/v1/files/{file}", one)
         await call("GET", f"/v1/files/{file}/content", one + "/content")
-        await call("GET", f"/v1/files/{file}/content", one + "/content", headers={"range": "bytes=0-9"})
+        for wanted in ("bytes=0-9", "bytes=99999-", "bytes=9-2", "bytes=", "lines=1-2", "x"):
+            whole = one + "/content"
+            await call("GET", f"/v1/files/{file}/content", whole, headers={"range": wanted})
         await call("DELETE", f"/v1/files/{file}", one)
         await call("GET", f"/v1/files/{file}", one)
         assert {(one, "GET", 200), (one, "GET", 404), (one, "DELETE", 200)} <= call.seen
