@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open. Longer than clients keep theirs: a request that meets our
 closing its connection is an error to most of them."""
+ACCEPTED_AT_ONCE = 32
 
 
 class RouterService:
@@ -123,7 +124,7 @@ class RouterService:
         self._servers = [_QuietServer(_http_settings(app)) for app in apps]
         self._tasks = [
             *(
-                asyncio.create_task(server.serve(sockets=[listener]), name="http")
+                asyncio.create_task(server.serve(sockets=many_of(listener)), name="http")
                 for server, listener in zip(self._servers, listeners, strict=True)
             ),
             asyncio.create_task(self._link.receive_forever(self._on_message), name="agents"),
@@ -302,3 +303,11 @@ def listen_on(host: str, port: int, option: str = "--port") -> socket.socket:
         ) from None
     listener.listen(2048)
     return listener
+
+
+def many_of(listener: socket.socket) -> list[socket.socket]:
+    """A listening socket several times over: uvloop accepts one connection from each in a turn.
+
+    Of a thousand clients that come at once to a busy router the last ones would wait for seconds.
+    """
+    return [listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
