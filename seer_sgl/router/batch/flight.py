@@ -82,8 +82,7 @@ class Flight:
         self.results = Results(output, errors, self._written)
         self._most = LINES if kept.batch.endpoint == DIVIDED else MOST_CALLS
         self._run = uuid.uuid4().hex[:12]
-        self._tasks: dict[asyncio.Task[None], int] = {}
-        """With the size of their lines."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._flushes_soon = False
         self._syncing = asyncio.Lock()
 
@@ -117,13 +116,8 @@ class Flight:
         """Have it answered."""
         self._means.window.take(self._batch.id, len(numbered[1]))
         task = asyncio.create_task(self._answer(*numbered))
-        self._tasks[task] = len(numbered[1])
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        size = self._tasks.pop(task)
-        if task.cancelled():
-            self._means.window.give(self._batch.id, size)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @property
     def is_idle(self) -> bool:
@@ -131,7 +125,7 @@ class Flight:
         return not self._tasks and not self.results.pending
 
     async def call_back(self) -> None:
-        """Give up what is on its way."""
+        """Give up what is on its way. No more may be sent; what it held of the window, it holds still."""
         while self._tasks:
             some = [task for task, _ in zip(self._tasks, range(CANCELLED_AT_ONCE), strict=False)]
             for task in some:

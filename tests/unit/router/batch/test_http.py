@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from seer_sgl.router.batch import service
+from seer_sgl.testing.controls import Reply
 from tests.unit.router.batch.conftest import until
-from tests.unit.router.conftest import cluster, run, server
+from tests.unit.router.conftest import Cluster, cluster, run, server
 
 GENERATE: dict[str, Any] = {"endpoint": "/generate", "completion_window": "1h"}
 
@@ -152,14 +154,9 @@ def test_lines_run_as_requests_do(tmp_path: Path) -> None:
         async with cluster(engine, data_dir=tmp_path) as it:
             lines = input_lines(4).replace(b"[2,3]", b"[5,3]").replace(b"[3,3]", b"[5,3]")
             lines += b'{"custom_id":"bad","method":"POST","url":"/generate","body":{"top_p":1}}'
-            file_id = (await upload(it.http, lines)).json()["id"]
-            asked = {"input_file_id": file_id, **GENERATE}
-            url = f"/v1/batches/{(await it.http.post('/v1/batches', json=asked)).json()['id']}"
-            seen: list[dict[str, Any]] = []
-            while not seen or seen[-1]["status"] != "completed":
-                seen.append((await it.http.get(url)).json())
-            errors = await it.http.get(f"/v1/files/{seen[-1]['error_file_id']}/content")
-            assert seen[-1]["request_counts"] == {"total": 5, "completed": 4, "failed": 1}
+            shown = await ended(it, lines)
+            errors = await it.http.get(f"/v1/files/{shown['error_file_id']}/content")
+            assert shown["request_counts"] == {"total": 5, "completed": 4, "failed": 1}
             response = errors.json()["response"]
             assert response["status_code"] == 400
             assert response["body"]["error"]["param"] == "input_ids"
@@ -169,6 +166,64 @@ def test_lines_run_as_requests_do(tmp_path: Path) -> None:
         assert len(set(groups)) == len(by_prompt) == 2
 
     run(scenario())
+
+
+def test_lines_for_openais_endpoints_are_passed_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = server()
+        used = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+        engine.script["/v1/completions"] = lambda asked: Reply(
+            200, {"object": "text_completion", "choices": [], "usage": used}
+        )
+        async with cluster(engine, data_dir=tmp_path) as it:
+            asked = {"custom_id": "c", "method": "POST", "url": "/v1/completions"}
+            lines = [
+                {**asked, "custom_id": f"c{n}", "body": {"prompt": "x", "model": "fake-model"}}
+                for n in range(5)
+            ]
+            shown = await ended(it, b"\n".join(map(msgspec.json.encode, lines)), "/v1/completions")
+            assert (shown["status"], shown["model"]) == ("completed", "fake-model")
+            assert shown["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+            assert (shown["usage"]["input_tokens"], shown["usage"]["output_tokens"]) == (10, 15)
+            lines[3]["body"] = {"prompt": "x", "model": "another"}
+            failed = await ended(it, b"\n".join(map(msgspec.json.encode, lines)), "/v1/completions")
+            assert failed["status"] == "failed"
+            assert [error["line"] for error in failed["errors"]["data"]] == [4]
+
+    run(scenario())
+
+
+def test_who_aborts_everything_that_runs_ends_no_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        engine = server(max_running_requests=8, token_s=0.002)
+        async with cluster(engine, data_dir=tmp_path) as it:
+            file_id = (await upload(it.http, input_lines(40))).json()["id"]
+            asked = {"input_file_id": file_id, **GENERATE}
+            batch_id = (await it.http.post("/v1/batches", json=asked)).json()["id"]
+            await until(lambda: len(engine.bodies) > 10)
+            await it.http.post("/abort_request", json={"abort_all": True})
+            shown = await ended(it, batch_id=batch_id)
+            output = await it.http.get(f"/v1/files/{shown['output_file_id']}/content")
+        assert shown["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+        bodies = [msgspec.json.decode(line)["response"]["body"] for line in output.text.splitlines()]
+        assert {body["meta_info"]["finish_reason"]["type"] for body in bodies} <= {"length", "stop"}
+        assert len(engine.bodies) > 40
+
+    run(scenario())
+
+
+async def ended(
+    it: Cluster, content: bytes = b"", endpoint: str = "/generate", batch_id: str = ""
+) -> dict[str, Any]:
+    """A batch of these lines, or the one that is named, when it has ended."""
+    if not batch_id:
+        file_id = (await upload(it.http, content)).json()["id"]
+        asked = {"input_file_id": file_id, **GENERATE, "endpoint": endpoint}
+        batch_id = (await it.http.post("/v1/batches", json=asked)).json()["id"]
+    while True:
+        shown: dict[str, Any] = (await it.http.get(f"/v1/batches/{batch_id}")).json()
+        if shown["status"] in ("completed", "failed"):
+            return shown
 
 
 # ---- a disk that is full ----

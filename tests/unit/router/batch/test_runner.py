@@ -256,7 +256,7 @@ def test_outputs_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("room", [0, 1, 1000, 5003])
 def test_a_full_disk_pauses_and_loses_nothing(tmp_path: Path, room: int) -> None:
     async def scenario() -> None:
-        async with desk(tmp_path, Window(lines=50)) as it:
+        async with desk(tmp_path) as it:
             it.disk.room = room
             batch = await it.batch(lines(400))
             await until(lambda: batch.seer.paused)
@@ -266,7 +266,7 @@ def test_a_full_disk_pauses_and_loses_nothing(tmp_path: Path, room: int) -> None
 
             assert batch.status == "in_progress"
             assert batch.seer.paused == "cannot write the output: No space left on device"
-            assert len(it.answers.asked) == asked <= counts + 50
+            assert len(it.answers.asked) == asked < counts + 200  # what was on its way by then
             path = next(p for p in (tmp_path / "files").iterdir() if p.name != batch.input_file_id
                         and (p.stat().st_size or not room))  # fmt: skip
             assert path.read_bytes().count(b"\n") == counts
