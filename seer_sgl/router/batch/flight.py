@@ -125,7 +125,7 @@ class Flight:
         return not self._tasks and not self.results.pending
 
     async def call_back(self) -> None:
-        """Give up what is on its way. No more may be sent; what it held of the window, it holds still."""
+        """Give up what is on its way. No more may be sent: its part of the window stays taken."""
         while self._tasks:
             some = [task for task, _ in zip(self._tasks, range(CANCELLED_AT_ONCE), strict=False)]
             for task in some:

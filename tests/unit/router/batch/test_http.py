@@ -224,6 +224,7 @@ async def ended(
         shown: dict[str, Any] = (await it.http.get(f"/v1/batches/{batch_id}")).json()
         if shown["status"] in ("completed", "failed"):
             return shown
+        await asyncio.sleep(0.01)
 
 
 # ---- a disk that is full ----
