@@ -222,4 +222,6 @@ class AttachedServers:
                 await Agent(make, self._head).run()
             except SeerError as error:
                 log.warning("%s: %s; trying again in %g s", url, error, REFUSED_PAUSE_S)
+            except Exception:  # nobody waits for this task: it would be gone without a word
+                log.exception("the agent of %s met a bug; starting it again", url)
             await asyncio.sleep(REFUSED_PAUSE_S)
