@@ -28,6 +28,7 @@ BROKEN_PAUSE_S = 2.0
 """How long the news of broken work is held back. A server that goes down breaks it within milliseconds:
 told at once, the router would send it here again and again, and give it up before it hears that the
 engine left."""
+_ROUTER = "x-seer-router"
 _JSON = {"content-type": "application/json"}
 
 
@@ -105,9 +106,10 @@ class Work:
         if reason:
             self._send(self._refusal(call, reason))
             return
-        headers = call.headers
+        # What a client says of the router is not believed: our plugin sends prompts there.
+        headers = {name: value for name, value in call.headers.items() if name.lower() != _ROUTER}
         if self.router_url:
-            headers = {**headers, "x-seer-router": self.router_url}
+            headers[_ROUTER] = self.router_url
         try:
             async with self._client.open(call.method, call.target, call.body, headers) as answer:
                 if answer.headers.get("content-type", "").startswith("text/event-stream"):

@@ -158,13 +158,14 @@ def test_an_aborted_chunk_comes_back_with_what_it_has() -> None:
 
 
 def call(target: str = "/x", body: bytes = b"") -> m.Call:
-    return m.Call(7, "POST", target, {"x-mine": "1"}, body)
+    headers = {"x-mine": "1", "X-Seer-Router": "http://evil"}
+    return m.Call(7, "POST", target, headers, body)
 
 
 def test_a_call_tells_sglang_where_the_router_is() -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         said = [request.method, request.raw_path, request.headers["x-mine"]]
-        return web.json_response([*said, request.headers["x-seer-router"]], status=201)
+        return web.json_response([*said, *request.headers.getall("x-seer-router")], status=201)
 
     (answered,) = told(echo, call("/x?y=%2F"))
     assert isinstance(answered, m.CallAnswered)
