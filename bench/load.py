@@ -196,16 +196,21 @@ async def closed_loop(plan: Plan) -> Seen:
 
     def on_end(connection: Connection, status: int, body: bytes) -> None:
         meter.note(connection, status, body, time.monotonic())
+        unanswered.discard(connection)
         if connection.is_open:
             send_next(connection)
         elif not failure.done():
             failure.set_exception(ConnectionError("a connection of the closed loop broke"))
 
     connections = [await connect(plan) for _ in range(plan.concurrency)]
+    unanswered = set(connections)
     for connection in connections:
         connection.on_end = on_end
         send_next(connection)
     await asyncio.wait([failure], timeout=plan.warm_s)
+    # A crowd that comes at once is no steady state: everybody has had an answer before it begins.
+    while unanswered and not failure.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
     meter.begin()
     await asyncio.wait([failure], timeout=plan.seconds)
     seen = meter.end()
