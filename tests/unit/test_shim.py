@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,9 +49,9 @@ class StockRouter:
     def urls(self) -> list[str]:
         return [worker["url"] for worker in self.http.get("/workers").json()["workers"]]
 
-    def complete(self) -> httpx.Response:
-        body = {"model": "test-model", "prompt": "x", "max_tokens": 1, "stream": False}
-        return self.http.post("/v1/completions", json=body)
+    def complete(self, prompt: str = "x", **headers: str) -> httpx.Response:
+        body = {"model": "test-model", "prompt": prompt, "max_tokens": 1, "stream": False}
+        return self.http.post("/v1/completions", json=body, headers=headers)
 
     def workers_seen(self, requests: int) -> set[str]:
         """Who answered so many requests, all of them well."""
@@ -176,6 +177,34 @@ def test_a_worker_may_ask_for_a_key(router: StockRouter) -> None:
         router.http.post("/workers", json=body).raise_for_status()
         assert "locked" in router.workers_seen(4)
         router.http.delete(f"/workers/{quote(locked.url, safe='')}").raise_for_status()
+
+
+def test_round_robin_is_even(router: StockRouter) -> None:
+    with MockWorker("second") as second, MockWorker("third") as third:
+        for worker in (second, third):
+            router.http.post("/workers", json={"url": worker.url}).raise_for_status()
+        answers = [router.complete(f"hello {number}") for number in range(30)]
+        counts = Counter(answer.headers["X-Worker-Id"] for answer in answers)
+        assert len(counts) == 3
+        assert all(7 <= count <= 13 for count in counts.values()), counts
+        for worker in (second, third):
+            router.http.delete(f"/workers/{quote(worker.url, safe='')}").raise_for_status()
+
+
+def test_arguments_that_are_obeyed() -> None:
+    with MockWorker("one", key="secret") as one, MockWorker("two", key="secret") as two:
+        urls = ("--worker-urls", one.url, two.url)
+        with started("--policy", "cache_aware", "--max-payload-size", str(1 << 20), *urls) as router:
+            assert router.complete().status_code == 401
+            assert router.complete(authorization="Bearer wrong").status_code == 401
+            key = {"authorization": "Bearer secret"}
+            alike = [router.complete("repeated prompt for cache", **key) for _ in range(12)]
+            assert {answer.status_code for answer in alike} == {200}
+            assert len({answer.headers["X-Worker-Id"] for answer in alike}) == 1
+            diverse = [router.complete(f"{number} is another prompt", **key) for number in range(24)]
+            assert {answer.headers["X-Worker-Id"] for answer in diverse} == {"one", "two"}
+            assert router.complete("x" * (1 << 19), **key).status_code == 200
+            assert router.complete("x" * (5 << 18), **key).status_code == 413
 
 
 def test_prometheus_has_a_port(router: StockRouter) -> None:
