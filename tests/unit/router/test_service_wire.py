@@ -58,7 +58,7 @@ def test_agents_come_back_to_a_new_router_on_the_same_ports() -> None:
 
 @contextlib.asynccontextmanager
 async def agent_of_a_made_up_router(
-    token_s: float,
+    token_s: float, **known: Any
 ) -> AsyncIterator[tuple[Callable[[m.Message], None], "asyncio.Queue[m.AgentMessage]"]]:
     """A real agent, a way to say something to it, and what it says less heartbeats."""
     port, heard_all = free_port(), asyncio.Queue[m.AgentMessage]()
@@ -72,7 +72,7 @@ async def agent_of_a_made_up_router(
     link = AgentLink("127.0.0.1", port)
     try:
         async with together(link.receive_forever(note)):
-            agent = Agent(lambda: server(token_s=token_s), f"127.0.0.1:{port}")
+            agent = Agent(lambda: server(token_s=token_s, **known), f"127.0.0.1:{port}")
             async with together(agent.run()):
                 assert isinstance(await heard_all.get(), m.Register)
 
@@ -117,6 +117,29 @@ def test_an_agent_stops_a_chunk() -> None:
             answer = await asyncio.wait_for(heard_all.get(), 1.0)
             assert isinstance(answer, m.ChunkAnswered)
             assert answer.answer["meta_info"]["finish_reason"]["type"] == "abort"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_chunk_that_streams_tells_what_is_new_and_at_the_end_all(incremental: bool) -> None:
+    async def scenario() -> None:
+        (long,) = prompts(1, LONG)
+        facts = {"incremental_streaming_output": incremental}
+        async with agent_of_a_made_up_router(token_s=0.001, facts=facts) as (say, heard_all):
+            asked = chunk(1, long, LONG)
+            asked.body["return_logprob"] = True
+            say(msgspec.structs.replace(asked, streams=True))
+            text, ids, logprobs = "", list[int](), list[Any]()
+            while isinstance(told := await heard_all.get(), m.ChunkProgress):
+                text = text[: told.keep_chars] + told.text
+                ids += told.new_ids
+                logprobs += told.meta["output_token_logprobs"]
+            assert isinstance(told, m.ChunkAnswered)
+            assert ids == told.answer["output_ids"] == continuation(long, LONG)
+            assert text == told.answer["text"]
+            assert logprobs == told.answer["meta_info"]["output_token_logprobs"]
+            assert [entry[1] for entry in logprobs] == ids
 
     run(scenario())
 
