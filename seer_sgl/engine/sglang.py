@@ -1,19 +1,28 @@
 """SGLang's HTTP interface as the agent uses it."""
 
-from collections.abc import AsyncIterator, Mapping
+import contextlib
+import io
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+import aiohttp
 import msgspec
+from yarl import URL
 
 from seer_sgl.engine.described import EngineInfo, info_of
-from seer_sgl.engine.http import Http
 from seer_sgl.errors import EngineUnreachable
 from seer_sgl.types import UNKNOWN_MODEL, EngineId
 
 __all__ = ["Answer", "EngineInfo", "SGLangClient", "decoded", "error_message"]
 
+CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 4.0
+"""SGLang's server closes a connection that was idle for 5 s; one on which it does so while we send the
+next request breaks that request."""
 _JSON = {"content-type": "application/json"}
+_PIECE_BYTES = 2**20
+_HOP_BY_HOP = frozenset("connection keep-alive transfer-encoding content-length date server".split())
 
 
 class Answer(Protocol):
@@ -37,11 +46,13 @@ class SGLangClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._http = Http(self.url)
+        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Hang up. The client may be used again after."""
-        self._http.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def open(
         self,
@@ -61,7 +72,7 @@ class SGLangClient:
         Raises:
             EngineUnreachable: on entering, where there is no answer.
         """
-        return self._http.request(method, target, body, headers, timeout_s)
+        return _Exchange(self._http(), method, self.url + target, body, headers or {}, timeout_s)
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and decoded answer.
@@ -115,6 +126,73 @@ class SGLangClient:
             return msgspec.json.decode(content)
         except msgspec.DecodeError as error:
             raise EngineUnreachable(f"{target} answered no JSON: {error}") from None
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Made here, as it takes the running loop.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+                timeout=_timeout(None),
+                # Else it asks for compressed answers, and unpacks them for nothing.
+                headers={"accept-encoding": "identity"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+class _Exchange:
+    """One request, made on entering; the answer to it."""
+
+    __slots__ = ("_arguments", "_response", "_session", "headers", "status")
+
+    def __init__(self, session: aiohttp.ClientSession, *arguments: Any) -> None:
+        self._session = session
+        self._arguments = arguments
+
+    async def __aenter__(self) -> "_Exchange":
+        method, url, body, headers, timeout_s = self._arguments
+        with _reworded():
+            self._response = await self._session.request(
+                method,
+                URL(url, encoded=True),
+                # In one piece a large body would keep the loop from everything else.
+                data=io.BytesIO(body) if len(body) > _PIECE_BYTES else body or None,
+                headers=headers,
+                allow_redirects=False,
+                timeout=_timeout(timeout_s),
+            )
+        self.status = self._response.status
+        self.headers = {
+            name.lower(): value
+            for name, value in self._response.headers.items()
+            if name.lower() not in _HOP_BY_HOP
+        }
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._response.release()  # a connection with an unread rest is closed
+
+    async def read(self) -> bytes:
+        with _reworded():
+            return await self._response.read()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        with _reworded():
+            async for data in self._response.content.iter_any():
+                yield data
+
+
+@contextlib.contextmanager
+def _reworded() -> Iterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URL that is none
+        raise EngineUnreachable(f"{type(error).__name__} {error}".strip()) from error
+
+
+def _timeout(total_s: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
 
 
 def decoded(content: bytes) -> Any:
