@@ -102,7 +102,7 @@ class RouterService:
         groups = GroupBook(config.group_size, config.group_window_s)
         self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls, groups)
         self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
-        traffic = Traffic()
+        traffic = self._traffic = Traffic()
         registry = registry_of(self.core, self.drafts, self.roster, traffic)
         front = Front(
             config,
@@ -141,7 +141,9 @@ class RouterService:
         return EnginePorts(
             config.engine_ports,
             listen=lambda port: listen_on(config.host, port, "--engine-ports"),
-            app=lambda engine_id: build_port_app(self._front, engine_id, self._app),
+            app=lambda engine_id: self._traffic.counted(
+                build_port_app(self._front, engine_id, self._app)
+            ),
             server=lambda app: _QuietServer(_http_settings(app)),
         )
 

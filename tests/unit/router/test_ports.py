@@ -108,6 +108,8 @@ def test_control_calls_are_for_one_engine_and_requests_for_all() -> None:
             assert answers == [continuation([5, 6, n + 2], 128) for n in range(8)]
             assert a.bodies
             assert b.bodies
+            page = (await it.http.get("/metrics")).text.splitlines()
+            assert 'smg_http_requests_total{method="POST",path="/generate"} 8.0' in page
 
     run(scenario())
 
