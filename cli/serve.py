@@ -37,7 +37,10 @@ def serve(
         bool | None,
         typer.Option(help="Share KV between engines through Mooncake. Default: unless --attach."),
     ] = None,
-    speculate: options.Speculate = True,
+    speculate: Annotated[
+        bool | None,
+        typer.Option(help="Draft from what siblings generate. Default: unless --attach."),
+    ] = None,
     draft_shards: options.DraftShards = 1,
     draft_mib: options.DraftMib = 1024,
     group_size: options.GroupSize = None,
@@ -73,7 +76,7 @@ def head_config(given: dict[str, Any], engine_args: tuple[str, ...]) -> HeadConf
         "http_port": port,
         "data_dir": kept_in if given["batches"] else None,
         "model": given["model"] or options.small_model(),
-        "draft": draft_settings(given["speculate"]),
+        "draft": draft_settings(not attach if given["speculate"] is None else given["speculate"]),
         "engine_args": engine_args,
         "pool": None,  # the head says where it is
     }

@@ -216,8 +216,9 @@ def test_defaults_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (attached.engines, attached.pool) == (0, False)
     assert attached.attach == ("http://a:1", "http://b:1")
     assert attached.router.data_dir is None
-    both = served(monkeypatch, "--attach", "http://a:1", "--engines", 1, "--pool")
-    assert (both.engines, both.pool) == (1, True)
+    assert attached.router.draft is None
+    both = served(monkeypatch, "--attach", "http://a:1", "--engines", 1, "--pool", "--speculate")
+    assert (both.engines, both.pool, both.router.draft) == (1, True, DraftSettings())
 
 
 def test_what_is_no_server_is_not_attached() -> None:

@@ -39,6 +39,7 @@ class Serving:
         self.ports = [free_port(), free_port()]
         argv = [
             *(sys.executable, "-m", "seer_sgl_cli", "serve", "--engines", "0", "--no-pool"),
+            "--no-batches",
             *("--port", str(self.ports[0]), "--agent-port", str(self.ports[1])),
         ]
         self.process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
