@@ -206,6 +206,18 @@ def test_half_a_character_is_kept_back_until_its_rest_is_known() -> None:
     assert (transcript.text_known, transcript.text_so_far) == (True, "aébc")
 
 
+def test_after_a_whole_character_a_chunks_own_text_goes_on() -> None:
+    transcript = Transcript("mine", [1, 2])
+    transcript.add({**answer([7], LENGTH), "text": "a\ufffd"}, A, None)
+    progressed(transcript, "bc", 8, 9)
+    transcript.take_text(["Paébc", "P"], transcript.text_mark)
+    progressed(transcript, "d", 10)
+    assert transcript.text_so_far == "aébcd"
+    transcript.add({**answer([8, 9, 10], LENGTH), "text": "bcd"}, A, None)
+    progressed(transcript, "e", 11)
+    assert transcript.text_so_far == "aébcde"
+
+
 def test_text_that_came_too_late_is_not_taken() -> None:
     transcript = Transcript("mine", [1, 2])
     half = answer([7], LENGTH)
