@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +13,7 @@ from seer_sgl.router.http.bodies import decoded, decoded_as, json_response, read
 from seer_sgl.router.http.errors import error_response
 from seer_sgl.router.http.files import batches_of, limit_of
 from seer_sgl.router.http.front import Front
+from seer_sgl.router.http.generate import answer_of
 from seer_sgl.router.http.openai import complete
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.router.requests import parse_generate
@@ -125,15 +125,13 @@ async def _generated(front: Front, body: bytes, rid: str) -> tuple[int, bytes]:
     answers = await front.dispatcher.generate(call.samples)
     for sample, answer in zip(call.samples, answers, strict=True):
         finish = answer["meta_info"]["finish_reason"]
-        if finish["type"] != "abort":
-            continue
         # Who called it back meant everything that ran, or an engine failed: the line is still to do.
         # Only where its author has named it, somebody may have meant it: then what exists stands.
-        nothing = not (call.is_list or answer["output_ids"])
-        if nothing or sample.rid.startswith(rid):
+        if finish["type"] == "abort" and sample.rid.startswith(rid):
             status = finish.get("status_code") or 503
             return status, bytes(error_response(status, finish.get("message") or "aborted").body)
-    return 200, msgspec.json.encode(answers if call.is_list else answers[0])
+    answered = answer_of(call, answers)
+    return answered.status_code, bytes(answered.body)
 
 
 class ServedModels:

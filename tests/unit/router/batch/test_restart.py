@@ -110,3 +110,18 @@ def test_a_batch_whose_input_is_gone_says_so(tmp_path: Path, caplog: pytest.LogC
     run(scenario())
     assert "is tried again" in caplog.text
     caplog.clear()
+
+
+def test_what_is_over_stays_over_when_the_clock_goes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with desk(tmp_path) as it:
+            batch = await it.batch(line(0) + line(1, wait=True), completion_window="30s")
+            await until(lambda: batch.request_counts.completed == 1)
+            it.disk.room = 0  # so that it cannot end
+            it.now_s += 30
+            await until(lambda: batch.seer.paused)
+        async with desk(tmp_path) as it:
+            after = await it.ended(await it.service.batch(batch.id))
+        assert (after.status, it.answers.asked) == ("expired", [])
+
+    run(scenario())
