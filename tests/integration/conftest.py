@@ -25,6 +25,7 @@ from seer_sgl.engine.process import free_port
 from seer_sgl.engine.server import LaunchedServer
 from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts
+from tests.integration.rows import ROWS
 
 MODEL = str(WEIGHTS)
 CHUNK_TOKENS = 64
@@ -44,21 +45,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def plain_answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What one plain SGLang server, without chunks and without a pool, says to `GREEDY`."""
+def plain_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What one plain SGLang server, without chunks and without a pool, says to `GREEDY` and `ROWS`."""
     return asyncio.run(_ask_plain(tmp_path_factory.mktemp("plain")))
 
 
-async def _ask_plain(log_dir: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="session")
+def plain_answers(plain_server: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """To `GREEDY`."""
+    return plain_server[""]
+
+
+async def _ask_plain(log_dir: Path) -> dict[str, list[dict[str, Any]]]:
     server = LaunchedServer(EngineConfig(name="plain", model=MODEL), True, log_dir)
+    said: dict[str, list[dict[str, Any]]] = {}
     try:
         await server.start()
-        status, answers = await server.client.post("/generate", GREEDY)
+        for name, body in {"": GREEDY, **ROWS}.items():
+            status, said[name] = await server.client.post("/generate", body)
+            assert status == 200, (name, said[name])
     finally:
         await server.stop()
-    assert status == 200, answers
-    answered: list[dict[str, Any]] = answers
-    return answered
+    return said
 
 
 @dataclass
@@ -99,7 +107,8 @@ def start_cluster(directory: Path, *options: str, prefix: tuple[str, ...] = ()) 
     """Start `seer-sgl serve` with these options; it is not ready yet."""
     port = free_port()
     argv = [*prefix, sys.executable, "-m", "seer_sgl_cli", "serve", "--port", str(port)]
-    argv += ["--agent-port", str(free_port()), "--log-dir", str(directory), *options]
+    argv += ["--agent-port", str(free_port()), "--log-dir", str(directory)]
+    argv += ["--data-dir", str(directory / "data"), *options]
     log = directory / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)

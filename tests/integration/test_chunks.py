@@ -11,6 +11,7 @@ from seer_sgl.router.core import POLICIES, Policy, policy_named
 from seer_sgl.testing.cluster import attached_router
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.integration.conftest import CHUNK_TOKENS, GREEDY, Cluster
+from tests.integration.rows import CARRIED, ROWS
 
 PAGE_TOKENS = 16
 
@@ -80,6 +81,38 @@ def test_the_prefix_of_a_moved_chunk_is_found(moved_answers: list[dict[str, Any]
 def test_what_an_engine_never_saw_comes_from_the_pool(moved_answers: list[dict[str, Any]]) -> None:
     """A request's second chunk is its first on that engine: all of its prefix has to travel."""
     assert share(chunks_of(moved_answers, 1), "pool_tokens") >= 0.95
+
+
+def test_what_meets_an_edge_equals_one_plain_server(
+    cluster: Cluster, plain_server: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Stop strings, penalties, grammars and all that is carried over, at 64 tokens a chunk."""
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=None) as client:
+            return list(
+                await asyncio.gather(*(client.post("/generate", json=body) for body in ROWS.values()))
+            )
+
+    chunks = dict.fromkeys(ROWS, 0)
+    for name, response in zip(ROWS, asyncio.run(ask()), strict=True):
+        assert response.status_code == 200, (name, response.text)
+        for ours, plain in zip(response.json(), plain_server[name], strict=True):
+            assert ours["output_ids"] == plain["output_ids"], name
+            assert ours["text"] == plain["text"], name
+            chunks[name] = max(chunks[name], len(ours["meta_info"]["seer"]["chunks"]))
+            same = (
+                "finish_reason",
+                "prompt_tokens",
+                "completion_tokens",
+                "output_token_logprobs_length",
+            )
+            for key in same:
+                assert ours["meta_info"].get(key) == plain["meta_info"].get(key), (name, key)
+            for key in ("output_top_logprobs", "output_token_ids_logprobs", "input_token_logprobs"):
+                lengths = [len(meta.get(key) or []) for meta in (ours["meta_info"], plain["meta_info"])]
+                assert lengths[0] == lengths[1], (name, key)
+    assert {name: chunks[name] > 1 for name in ROWS} == {name: name in CARRIED for name in ROWS}
 
 
 def test_text_prompts_and_n(cluster: Cluster) -> None:
