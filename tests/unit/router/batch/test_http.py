@@ -11,6 +11,8 @@ import httpx
 import msgspec
 import pytest
 
+from seer_sgl.engine.process import free_port
+from seer_sgl.errors import StartError
 from seer_sgl.router.batch import service
 from seer_sgl.testing.controls import Reply
 from tests.unit.router.batch.conftest import until
@@ -49,6 +51,19 @@ def test_a_router_without_a_folder_says_what_to_do() -> None:
             ):
                 refused(answer, 503)
                 assert "--data-dir" in answer.json()["error"]["message"]
+
+    run(scenario())
+
+
+def test_two_routers_need_two_folders(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ports = {"http_port": free_port(), "agent_port": free_port()}
+        async with cluster(data_dir=tmp_path):
+            with pytest.raises(StartError, match="another router uses"):
+                async with cluster(data_dir=tmp_path, **ports):
+                    pass
+        async with cluster(data_dir=tmp_path, **ports) as it:  # its ports are free again
+            assert (await it.http.get("/v1/batches")).status_code == 200
 
     run(scenario())
 
