@@ -57,7 +57,7 @@ def test_a_router_without_a_folder_says_what_to_do() -> None:
 
 def test_two_routers_need_two_folders(tmp_path: Path) -> None:
     async def scenario() -> None:
-        ports = {"http_port": free_port(), "agent_port": free_port()}
+        ports: dict[str, Any] = {"http_port": free_port(), "agent_port": free_port()}
         async with cluster(data_dir=tmp_path):
             with pytest.raises(StartError, match="another router uses"):
                 async with cluster(data_dir=tmp_path, **ports):
