@@ -14,10 +14,10 @@ from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.grouping import GroupBook
 from seer_sgl.router.live import Call, Live, Registry
-from seer_sgl.router.requests import Sample, check_against_engines
+from seer_sgl.router.requests import Limits, Sample, check_against_engines, limits_of
 from seer_sgl.router.roster import Roster
 from seer_sgl.router.transcript import Transcript
-from seer_sgl.types import GroupId, RequestId
+from seer_sgl.types import EngineSpec, GroupId, RequestId
 
 Submit = Callable[[list[tuple[Live, Submitted]]], None]
 
@@ -37,6 +37,7 @@ class Intake:
         self._unready: list[list[Live]] = []
         """Calls that wait for an engine, or for the end of a hold."""
         self._held = False
+        self._limits: tuple[list[EngineSpec], Limits] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- calls ----
@@ -152,7 +153,7 @@ class Intake:
         self._prepare(lives)
 
     def _check_and_submit(self, lives: list[Live]) -> None:
-        engines = self._roster.specs()
+        limits = self._limits_now()
         waiting = [live for live in lives if live.state == "new"]
         budgets: dict[tuple[int, int | None], int] = {}
         try:
@@ -160,13 +161,20 @@ class Intake:
                 # Samples of one prompt share its list: that is looked through once.
                 alike = id(live.sample.prompt_ids), live.sample.max_new_tokens
                 if alike not in budgets:
-                    budgets[alike] = check_against_engines(live.sample, engines)
+                    budgets[alike] = check_against_engines(live.sample, limits)
                 live.budget_tokens = budgets[alike]
         except RequestError as error:
             _fail(waiting, error)
             return
         if waiting:
             self._submit(self._placed(waiting))
+
+    def _limits_now(self) -> Limits:
+        """Worked out where the engines have changed: with a thousand of them it takes a while."""
+        engines = self._roster.specs()
+        if self._limits is None or engines != self._limits[0]:
+            self._limits = engines, limits_of(engines)
+        return self._limits[1]
 
     def _placed(self, lives: list[Live]) -> list[tuple[Live, Submitted]]:
         """Samples with their groups; those with one body and prompt are together, whatever the rest."""

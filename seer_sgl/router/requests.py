@@ -5,6 +5,7 @@ The body stays SGLang's: each sample keeps every field that it came with, unknow
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,7 +227,29 @@ def _divisible(body: dict[str, Any]) -> bool:
     return not any(body[key] for key in others) and divisible_sampling(body["sampling_params"])
 
 
-def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engines allow, taken together."""
+
+    vocabulary: int | None
+    """The smallest one; None where no engine says."""
+    context_tokens: int
+    kv_tokens: int
+    request_tokens: int
+    """Prompt and output of the longest request."""
+
+
+def limits_of(engines: Sequence[EngineSpec]) -> Limits:
+    """There is at least one engine. Takes time for each: worth keeping while they are the same."""
+    return Limits(
+        min((engine.vocab_size for engine in engines if engine.vocab_size), default=None),
+        max(engine.context_tokens for engine in engines),
+        max(engine.kv_capacity_tokens for engine in engines),
+        max(engine.longest_request_tokens for engine in engines),
+    )
+
+
+def check_against_engines(sample: Sample, limits: Limits) -> int:
     """How many tokens the sample may get, once its prompt is known as ids. At least one: so much may a
     request that asks for none, to score its prompt.
 
@@ -237,12 +260,10 @@ def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
         RequestError: the prompt or `max_new_tokens` fits no engine, or an id is outside the vocabulary.
     """
     prompt_tokens = len(sample.prompt_ids)
-    vocab_sizes = [engine.vocab_size for engine in engines if engine.vocab_size]
-    if vocab_sizes and (highest := max(sample.prompt_ids)) >= min(vocab_sizes):
-        allowed = f"token ids must lie in [0, {min(vocab_sizes) - 1}]"
+    vocabulary, longest = limits.vocabulary, limits.request_tokens
+    if vocabulary and (highest := max(sample.prompt_ids)) >= vocabulary:
+        allowed = f"token ids must lie in [0, {vocabulary - 1}]"
         raise RequestError("input_ids", f"{allowed}, got {highest}")
-    context = max(engine.context_tokens for engine in engines)
-    longest = max(engine.longest_request_tokens for engine in engines)
     if prompt_tokens + 1 > longest:
         field_name = "text" if sample.text is not None else "input_ids"
         raise RequestError(
@@ -252,7 +273,7 @@ def check_against_engines(sample: Sample, engines: list[EngineSpec]) -> int:
     wanted = sample.max_new_tokens
     if wanted is None:
         return longest - prompt_tokens
-    room = min(context, max(engine.kv_capacity_tokens for engine in engines)) - prompt_tokens
+    room = min(limits.context_tokens, limits.kv_tokens) - prompt_tokens
     if wanted > room:
         raise RequestError(
             "sampling_params.max_new_tokens",

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from seer_sgl.errors import RequestError
-from seer_sgl.router.requests import GenerateCall, Sample, check_against_engines, parse_generate
+from seer_sgl.router.requests import (
+    GenerateCall,
+    Sample,
+    check_against_engines,
+    limits_of,
+    parse_generate,
+)
 from seer_sgl.testing.engine import FAKE_SPEC
 
 
@@ -180,7 +186,7 @@ def sample(prompt_tokens: int, max_new_tokens: int | None, token: int = 3) -> Sa
     ],
 )
 def test_budget_within_the_engines(prompt_tokens: int, max_new_tokens: int | None, budget: int) -> None:
-    assert check_against_engines(sample(prompt_tokens, max_new_tokens), [FAKE_SPEC]) == budget
+    assert check_against_engines(sample(prompt_tokens, max_new_tokens), limits_of([FAKE_SPEC])) == budget
 
 
 @pytest.mark.parametrize(
@@ -193,5 +199,5 @@ def test_budget_within_the_engines(prompt_tokens: int, max_new_tokens: int | Non
 )
 def test_what_fits_no_engine(bad: Sample, field: str, says: str) -> None:
     with pytest.raises(RequestError, match=says) as caught:
-        check_against_engines(bad, [FAKE_SPEC])
+        check_against_engines(bad, limits_of([FAKE_SPEC]))
     assert caught.value.field == field
