@@ -7,7 +7,7 @@ The body stays SGLang's: each sample keeps every field that it came with, unknow
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -190,6 +190,7 @@ def _samples(
     ]
 
 
+_TOKEN_IDS = list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
 _TAKEN_OUT = ("text", "input_ids", "rid", "group_id", "stream")
 
 
@@ -201,12 +202,11 @@ def _check_prompt(prompt: Any) -> None:
     if not prompt:
         raise RequestError("input_ids", "must hold at least one token id")
     # Prompts are long, and most are right: looked at one by one only to tell which id is not.
-    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < 2**31:
-        return
-    if set(map(type, prompt)) == {int} and min(prompt) >= 0 and max(prompt) < 2**31:
-        return
-    wrong = next(token for token in prompt if type(token) is not int or not 0 <= token < 2**31)
-    raise RequestError("input_ids", f"must hold token ids from 0, got {wrong!r}")
+    try:
+        msgspec.convert(prompt, _TOKEN_IDS)
+    except msgspec.ValidationError:
+        wrong = next(token for token in prompt if type(token) is not int or not 0 <= token < 2**31)
+        raise RequestError("input_ids", f"must hold token ids from 0, got {wrong!r}") from None
 
 
 def _check_encodable(body: dict[str, Any]) -> None:
