@@ -49,14 +49,13 @@ class Intake:
             RequestError: 409 where an id is on its way with another body; or a sample can never run,
                 and nothing has to be waited for to know that. Then none of the call's samples does.
         """
-        by_rid = self.registry.by_rid
         lives, fresh = [], []
         for sample in samples:
-            live = by_rid.get(sample.rid)
+            live = self.registry.running(sample.rid)
             if live is not None and not _same(live.sample, sample):
                 raise RequestError("rid", f"{sample.rid!r} is already running", status=409)
         for sample in samples:
-            live = by_rid.get(sample.rid)
+            live = self.registry.running(sample.rid)
             if live is None:
                 live = self._new(sample)
                 fresh.append(live)

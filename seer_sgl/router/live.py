@@ -188,6 +188,11 @@ class Registry:
                 if not named:
                     del self._named[name]
 
+    def running(self, rid: str) -> Live | None:
+        """The sample of this id, unless it was told to end."""
+        live = self.by_rid.get(rid)
+        return live if live is not None and not live.aborted else None
+
     def named(self, rid: str) -> list[Live]:
         """The sample of this id, or those that were made of the request of this id."""
         own = self.by_rid.get(rid)

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from seer_sgl.router.requests import parse_generate
 from seer_sgl.testing.engine import FakeServer, continuation
 from seer_sgl.types import EngineId
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
@@ -283,6 +284,24 @@ def test_a_retry_after_the_client_hung_up_runs_anew() -> None:
             answer = await it.generate(prompt, rid="r", **WITH_LOGPROBS)
         assert answer["output_ids"] == continuation(prompt, LONG)
         assert answer["meta_info"]["finish_reason"]["type"] == "length"
+
+    run(scenario())
+
+
+def test_what_was_aborted_may_be_sent_again_at_once() -> None:
+    async def scenario() -> None:
+        (prompt,) = prompts(1, LONG)
+        again = parse_generate({"input_ids": [*prompt, 9], "rid": "r"}, "new").samples
+        async with (
+            cluster(server(token_s=0.005)) as it,
+            together(it.generate(prompt, rid="r", **WITH_LOGPROBS)) as first,
+        ):
+            await running(it)
+            assert it.service.dispatcher.abort("r") == 1
+            samples = it.service.dispatcher.stream(again)  # the first one has not ended yet
+            whole_meta((await first)["meta_info"])
+            told = [answer async for _, answer in samples]
+        assert told[-1]["output_ids"] == continuation([*prompt, 9], 128)
 
     run(scenario())
 

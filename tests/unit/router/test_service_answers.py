@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from base64 import b64encode
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -275,5 +277,34 @@ def test_requests_of_a_session_go_to_its_engine() -> None:
         asked = [[body["session_params"]["id"] for body in engine.bodies] for engine in (a, b)]
         assert sorted(asked) == [["one"] * 6, ["two"] * 4]
         assert statistics.delivered == 0
+
+    run(scenario())
+
+
+def test_routed_experts_of_chunks_are_joined() -> None:
+    """Each row names its token; a server tells all rows from where it is asked to, but the last."""
+
+    def rows(ids: list[int], start: int) -> str:
+        return b64encode(b"".join(bytes([token % 256] * 8) for token in ids[start:-1])).decode()
+
+    async def scenario() -> None:
+        engine, prompt = server(), PROMPTS[0]
+        plain = engine.fake._answers
+
+        async def answers(body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+            async for answer in plain(body):
+                ids = body["input_ids"] + answer["output_ids"]
+                told = rows(ids, body["routed_experts_start_len"])
+                yield {**answer, "meta_info": {**answer["meta_info"], "routed_experts": told}}
+
+        engine.fake._answers = answers  # type: ignore[method-assign]
+        async with cluster(engine, policy=DIVIDED, chunk_tokens=30) as it:
+            for start in (None, 2):
+                asked = {"return_routed_experts": True, "routed_experts_start_len": start}
+                answer = await it.generate(prompt, sampling_params={"max_new_tokens": 70}, **asked)
+                expected = rows(prompt + continuation(prompt, 70), start or 0)
+                assert answer["meta_info"]["routed_experts"] == expected
+        starts = [body["routed_experts_start_len"] for body in engine.bodies]
+        assert starts == [0, 34, 64, 2, 34, 64]
 
     run(scenario())
