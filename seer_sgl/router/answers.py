@@ -8,6 +8,9 @@ from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.live import Call, Live
 from seer_sgl.router.roster import Roster
 
+AT_ONCE = 128
+"""Texts of one call that engines are asked for at the same time."""
+
 
 class Answers:
     """Makes answers, asking engines for text where chunks' own texts do not do."""
@@ -17,8 +20,9 @@ class Answers:
 
     async def whole(self, lives: list[Live]) -> list[dict[str, Any]]:
         """Of samples that have ended."""
-        if any(live.answer is None and live.text_is_missing for live in lives):
-            return list(await asyncio.gather(*map(self.of, lives)))
+        missing = [live for live in lives if live.answer is None and live.text_is_missing]
+        for start in range(0, len(missing), AT_ONCE):
+            await asyncio.gather(*map(self.of, missing[start : start + AT_ONCE]))
         return [live.answer or self._finished(live, None) for live in lives]
 
     async def of(self, live: Live) -> dict[str, Any]:
