@@ -53,9 +53,10 @@ class Report:
 
 def finish(report: Report, json_path: Path | None) -> None:
     """Print the rows and figures; write the report where a file is named."""
-    shown = table(report.rows)
-    console = Console(width=max(Console().width, Console(width=10_000).measure(shown).maximum))
-    console.print(shown)
+    for shown in map(table, tables(report.rows)):
+        width = max(Console().width, Console(width=10_000).measure(shown).maximum)
+        Console(width=width).print(shown)
+    console = Console()
     for name, value in report.figures.items():
         console.print(f"{name} = {cell(value)}", highlight=False)
     if json_path is not None:
@@ -75,6 +76,15 @@ def as_json(report: Report) -> dict[str, object]:
         "commit": commit(),
         "command": command(report.bench, sys.argv[1:]),
     }
+
+
+def tables(rows: list[Row]) -> list[list[Row]]:
+    """Rows that name the same `table` are one; so are all where none does."""
+    found: dict[Value, list[Row]] = {}
+    for row in rows:
+        shown = {name: value for name, value in row.items() if name != "table"}
+        found.setdefault(row.get("table"), []).append(shown)
+    return list(found.values())
 
 
 def table(rows: Sequence[Row]) -> Table:

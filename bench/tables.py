@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.report import ROOT, Row, Value, cell
+from bench.report import ROOT, Row, Value, cell, tables
 
 RESULTS = ROOT / "bench/results"
 PAGE = ROOT / "docs/benchmarks.md"
@@ -44,15 +44,6 @@ def first_sentence(bench: str) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
     return paragraph.partition(". ")[0].rstrip(".") + "."
-
-
-def tables(rows: list[Row]) -> list[list[Row]]:
-    """Rows that name the same `table` are one; so are all where none does."""
-    found: dict[Value, list[Row]] = {}
-    for row in rows:
-        shown = {name: value for name, value in row.items() if name != "table"}
-        found.setdefault(row.get("table"), []).append(shown)
-    return list(found.values())
 
 
 def markdown_table(rows: list[Row]) -> str:

@@ -1,7 +1,7 @@
 """Rows on their way into docs/benchmarks.md."""
 
-from bench.report import Row
-from bench.tables import markdown_table, tables
+from bench.report import Row, tables
+from bench.tables import markdown_table
 
 
 def test_rows_of_several_tables_are_set_apart() -> None:
