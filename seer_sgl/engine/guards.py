@@ -42,14 +42,15 @@ class Watched:
     """What is known of one server, as far as calls went through its agent.
 
     `facts` are its scalar arguments, as `/server_info` tells them, and where they are known
-    `running_requests`, `waiting_requests`, `paused`, `released`.
+    `running_requests`, `waiting_requests`, `paused`, `released`, `send_groups`, `profiles`.
 
     Args:
         launched: nobody has told it anything yet.
     """
 
     def __init__(self, facts: Facts, launched: bool) -> None:
-        self.facts: dict[str, Any] = {**facts, **({"released": []} if launched else {})}
+        fresh = {"released": [], "send_groups": [], "profiles": False}
+        self.facts: dict[str, Any] = {**facts, **(fresh if launched else {})}
 
     def note_load(self, load: tuple[int, int, int]) -> None:
         """What runs and waits, as `SGLangClient.load` tells it."""
@@ -57,14 +58,21 @@ class Watched:
 
     def note_done(self, target: str, body: bytes) -> None:
         """A call went well."""
-        path, tags = target.partition("?")[0], _tags(_object(body))
-        released = self.facts.get("released", [])
-        match path:
+        said = _object(body)
+        released, tags = self.facts.get("released", []), _tags(said)
+        match target.partition("?")[0]:
             case "/pause_generation":
                 # By `abort` the scheduler itself is not paused.
-                self.facts["paused"] = _object(body).get("mode", "abort") != "abort"
+                self.facts["paused"] = said.get("mode", "abort") != "abort"
             case "/continue_generation":
                 self.facts["paused"] = False
+            case "/start_profile":
+                # One of so many steps ends by itself, who knows when.
+                self.facts["profiles"] = None if said.get("num_steps") else True
+            case "/stop_profile":
+                self.facts["profiles"] = False
+            case "/init_weights_send_group_for_remote_instance" if "send_groups" in self.facts:
+                self.facts["send_groups"] = [*self.facts["send_groups"], _send_group(said)]
             case "/release_memory_occupation":
                 self.facts["released"] = [*released, *(tag for tag in tags if tag not in released)]
             case "/resume_memory_occupation":
@@ -156,6 +164,37 @@ def _from_tensor(body: dict[str, Any], facts: Facts) -> str:
     return ""
 
 
+def _from_disk(body: dict[str, Any], facts: Facts) -> str:
+    name = body.get("load_format")
+    known = facts.get("version") == "0.5.23" and isinstance(name, str)
+    if known and str(name).lower() not in LOAD_FORMATS:
+        return f"load_format {name!r} is none of {', '.join(LOAD_FORMATS)}"
+    return _shared_weights(body, facts)
+
+
+LOAD_FORMATS = (
+    "auto pt safetensors instanttensor npcache dummy sharded_state presharded gguf expert_pack"
+    " bitsandbytes mistral layered flash_rl jax remote remote_instance rdma local_cached fastsafetensors private"
+    " runai_streamer ipc_cache"
+).split()
+"""Those of SGLang 0.5.23."""
+
+
+def _send_group(body: dict[str, Any]) -> str:
+    return str(body.get("group_name", "weight_send_group"))
+
+
+def _send_weights(body: dict[str, Any], facts: Facts) -> str:
+    groups = facts.get("send_groups")
+    if groups is None or _send_group(body) in groups:
+        return ""
+    return f"there is no group {_send_group(body)!r}: /init_weights_send_group_for_remote_instance first"
+
+
+def _stop_profile(_: dict[str, Any], facts: Facts) -> str:
+    return "no profile runs: /start_profile first" if facts.get("profiles") is False else ""
+
+
 def _expert_record(_: dict[str, Any], facts: Facts) -> str:
     if facts.get("expert_distribution_recorder_mode") is None:
         return "the engine runs without --expert-distribution-recorder-mode"
@@ -183,10 +222,12 @@ _CHECKS: dict[str, Callable[[dict[str, Any], Facts], str]] = {
     "/init_weights_update_group": _init_group,
     "/destroy_weights_update_group": _one_replica,
     "/begin_weight_update": _shared_weights,
-    "/update_weights_from_disk": _shared_weights,
+    "/update_weights_from_disk": _from_disk,
     "/update_weights_from_ipc": _one_replica,
     "/update_weights_from_distributed": _one_replica,
     "/update_weights_from_tensor": _from_tensor,
+    "/send_weights_to_remote_instance": _send_weights,
+    "/stop_profile": _stop_profile,
     "/start_expert_distribution_record": _expert_record,
     "/stop_expert_distribution_record": _expert_record,
     "/dump_expert_distribution_record": _expert_record,

@@ -50,6 +50,14 @@ def said(target: str, body: Any = None, **facts: Any) -> str:
         ("/update_weights_from_tensor", {"serialized_named_tensors": []}, {}, "0 entries for 1 ranks"),
         ("/update_weights_from_tensor", {"serialized_named_tensors": ["eA=="]}, {}, "no base64"),
         ("/update_weights_from_tensor", {"serialized_named_tensors": [7]}, {}, "no base64"),
+        (
+            "/update_weights_from_disk",
+            {"load_format": "bogus"},
+            {"version": "0.5.23"},
+            "'bogus' is none of auto, pt",
+        ),
+        ("/send_weights_to_remote_instance", {}, {"send_groups": ["g"]}, "no group 'weight_send_group'"),
+        ("/stop_profile", None, {"profiles": False}, "no profile runs"),
         ("/start_expert_distribution_record", None, {}, "--expert-distribution-recorder-mode"),
         ("/configure_logging", {"log_level": "loud"}, {}, "'loud' is none of"),
         ("/set_internal_state", {"server_args": {"x": "1"}}, {}, "server_args.x must be a number"),
@@ -77,6 +85,13 @@ def test_refused(target: str, body: Any, facts: dict[str, Any], complaint: str) 
         ("/update_weights_from_distributed", {}, {"dp_size": 2, "enable_dp_attention": True}),
         ("/update_weights_from_tensor", {"serialized_named_tensors": ["gASVBA"]}, {"tp_size": 1}),
         ("/update_weights_from_tensor", {}, {}),
+        ("/update_weights_from_disk", {"load_format": "bogus"}, {"version": "0.6.0"}),
+        ("/update_weights_from_disk", {"load_format": "Auto"}, {"version": "0.5.23"}),
+        ("/update_weights_from_disk", {"load_format": None}, {"version": "0.5.23"}),
+        ("/send_weights_to_remote_instance", {"group_name": "g"}, {"send_groups": ["g"]}),
+        ("/send_weights_to_remote_instance", {}, {}),
+        ("/stop_profile", None, {"profiles": True}),
+        ("/stop_profile", None, {}),
         ("/start_expert_distribution_record", None, {"expert_distribution_recorder_mode": "stat"}),
         ("/configure_logging", {"log_level": "info"}, {}),
         ("/configure_logging", {}, {}),
@@ -121,9 +136,26 @@ def test_what_was_released_is_remembered() -> None:
     assert objection("POST", resume, b"", watched.facts) == ""
 
 
+def test_profiles_and_groups_are_remembered() -> None:
+    watched = Watched({}, launched=True)
+    assert objection("POST", "/stop_profile", b"", watched.facts)
+    watched.note_done("/start_profile", b"")
+    assert objection("POST", "/stop_profile", b"", watched.facts) == ""
+    watched.note_done("/stop_profile", b"")
+    watched.note_done("/start_profile", b'{"num_steps":3}')
+    assert objection("POST", "/stop_profile", b"", watched.facts) == ""
+    send = "/send_weights_to_remote_instance"
+    assert objection("POST", send, b"", watched.facts)
+    watched.note_done("/init_weights_send_group_for_remote_instance", b"{}")
+    assert objection("POST", send, b"", watched.facts) == ""
+
+
 def test_of_a_server_that_others_may_have_told_something_nothing_is_believed() -> None:
     watched = Watched(SAVER, launched=False)
     assert objection("POST", "/resume_memory_occupation", b"", watched.facts) == ""
+    watched.note_done("/init_weights_send_group_for_remote_instance", b"{}")
+    for path in ("/stop_profile", "/send_weights_to_remote_instance"):
+        assert objection("POST", path, b'{"group_name":"g"}', watched.facts) == ""
 
 
 @pytest.mark.parametrize(("mode", "refused"), [("retract", False), ("in_place", False), ("abort", True)])
