@@ -9,8 +9,12 @@ Without it, and where this interpreter has none either, its rows are left out.
 Everything runs on this machine: load generator (`bench/load.py`), routers, our agents, two mock engines
 in one process (`bench/mock_engine.py`). Added latency is a percentile through a router less the same
 percentile straight to a mock engine under the same load. Of several rounds the median one counts, by
-requests per second or p99; the ways take turns. CPU time is per request, of each process. Streams get a
-token every few seconds, and each is checked to its last one.
+requests per second or p99; the ways take turns. CPU time is per request, of each process; `cpu_us` is
+that of all processes of a router, for ours with the agents. Streams get a token every few seconds, and
+each is checked to its last one.
+
+In the closed loop a latency is mostly the time that a request waits for those before it, as some process
+is always busy; at the constant rate it is what a request alone takes.
 """
 
 import argparse
