@@ -92,7 +92,6 @@ class _Generate:
             answers = await dispatcher.generate(call.samples)
         return answer_of(call, answers)
 
-
     def _session_engine(self, call: GenerateCall) -> EngineId | None:
         """The engine that keeps the session of a call, if it has one."""
         params = call.samples[0].body.get("session_params")
