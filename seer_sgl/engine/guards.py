@@ -174,8 +174,8 @@ def _from_disk(body: dict[str, Any], facts: Facts) -> str:
 
 LOAD_FORMATS = (
     "auto pt safetensors instanttensor npcache dummy sharded_state presharded gguf expert_pack"
-    " bitsandbytes mistral layered flash_rl jax remote remote_instance rdma local_cached fastsafetensors private"
-    " runai_streamer ipc_cache"
+    " bitsandbytes mistral layered flash_rl jax remote remote_instance rdma local_cached"
+    " fastsafetensors private runai_streamer ipc_cache"
 ).split()
 """Those of SGLang 0.5.23."""
 

@@ -1,8 +1,7 @@
 """SGLang's HTTP interface as the agent uses it."""
 
-import contextlib
 import io
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -29,8 +28,11 @@ class Answer(Protocol):
     """A server's answer whose head is here. Reading raises EngineUnreachable where it breaks off."""
 
     status: int
-    headers: dict[str, str]
-    """Names in lower case; without those that belong to one connection."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Names in lower case; without those that belong to one connection."""
+        ...
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -144,7 +146,7 @@ class SGLangClient:
 class _Exchange:
     """One request, made on entering; the answer to it."""
 
-    __slots__ = ("_arguments", "_response", "_session", "headers", "status")
+    __slots__ = ("_arguments", "_response", "_session", "status")
 
     def __init__(self, session: aiohttp.ClientSession, *arguments: Any) -> None:
         self._session = session
@@ -152,47 +154,58 @@ class _Exchange:
 
     async def __aenter__(self) -> "_Exchange":
         method, url, body, headers, timeout_s = self._arguments
-        with _reworded():
+        # In one piece a large body would keep the loop from everything else.
+        data = io.BytesIO(body) if len(body) > _PIECE_BYTES else body or None
+        try:
             self._response = await self._session.request(
                 method,
                 URL(url, encoded=True),
-                # In one piece a large body would keep the loop from everything else.
-                data=io.BytesIO(body) if len(body) > _PIECE_BYTES else body or None,
+                data=data,
                 headers=headers,
                 allow_redirects=False,
-                timeout=_timeout(timeout_s),
+                timeout=_NO_LIMIT if timeout_s is None else _timeout(timeout_s),
             )
+        except _NO_ANSWER as error:
+            raise _unreachable(error) from error
         self.status = self._response.status
-        self.headers = {
-            name.lower(): value
-            for name, value in self._response.headers.items()
-            if name.lower() not in _HOP_BY_HOP
-        }
         return self
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """See `Answer`; made when asked for, which the answer to a chunk is not."""
+        told = ((name.lower(), value) for name, value in self._response.headers.items())
+        return {name: value for name, value in told if name not in _HOP_BY_HOP}
 
     async def __aexit__(self, *_: object) -> None:
         self._response.release()  # a connection with an unread rest is closed
 
     async def read(self) -> bytes:
-        with _reworded():
+        try:
             return await self._response.read()
+        except _NO_ANSWER as error:
+            raise _unreachable(error) from error
 
     async def parts(self) -> AsyncIterator[bytes]:
-        with _reworded():
+        try:
             async for data in self._response.content.iter_any():
                 yield data
+        except _NO_ANSWER as error:
+            raise _unreachable(error) from error
 
 
-@contextlib.contextmanager
-def _reworded() -> Iterator[None]:
-    try:
-        yield
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a URL that is none
-        raise EngineUnreachable(f"{type(error).__name__} {error}".strip()) from error
+_NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
+"""ValueError: a URL that is none."""
+
+
+def _unreachable(error: Exception) -> EngineUnreachable:
+    return EngineUnreachable(f"{type(error).__name__} {error}".strip())
 
 
 def _timeout(total_s: float | None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
+
+
+_NO_LIMIT = _timeout(None)
 
 
 def decoded(content: bytes) -> Any:
