@@ -24,10 +24,20 @@ def whole_meta(meta: dict[str, Any]) -> None:
     assert meta["finish_reason"]["message"]
 
 
-async def running(it: Cluster, *, tokens: int = 3) -> None:
-    """Until an engine has made that many tokens of a chunk."""
-    await until(lambda: it.service.core.statistics().in_flight)
-    await asyncio.sleep(tokens * 0.01)
+async def running(engine: FakeServer) -> None:
+    """Until an engine has made some tokens of a chunk."""
+    await until(lambda: engine.bodies)
+    await asyncio.sleep(0.03)
+
+
+def waiting_for(it: Cluster, rid: str) -> int:
+    """Calls that wait for a sample."""
+    live = it.service.dispatcher._intake.registry.by_rid.get(rid)
+    return len(live.calls) if live is not None else 0
+
+
+async def known(it: Cluster, rid: str) -> None:
+    await until(lambda: waiting_for(it, rid))
 
 
 def test_an_aborted_request_answers_with_what_exists() -> None:
@@ -72,12 +82,11 @@ def test_a_request_that_only_waited(waits_for: str, body: dict[str, Any]) -> Non
             if waits_for == "pause":
                 it.service.dispatcher.pause()
             async with together(it.post({**body, "rid": "r"})) as call:
-                await until(lambda: "r" in it.service.dispatcher._intake.registry.by_rid)
-                await asyncio.sleep(0.03)
-                load = it.service.dispatcher.queue_load()
-                assert load.waiting == (1 if waits_for == "slot" else 2)
-                assert it.service.dispatcher.abort("r") == 1
-                assert it.service.dispatcher.queue_load().waiting == load.waiting - 1
+                dispatcher, expected = it.service.dispatcher, 1 if waits_for == "slot" else 2
+                await until(lambda: dispatcher.queue_load().waiting == expected)
+                await until(lambda: waiting_for(it, "r"))
+                assert dispatcher.abort("r") == 1
+                assert dispatcher.queue_load().waiting == expected - 1
                 answer = await call
             assert not other.done()
         assert answer.status_code == 200
@@ -137,9 +146,10 @@ def test_abort_on_one_engine_spares_what_runs_elsewhere() -> None:
         slots = {"token_s": 0.01, "max_running_requests": 1}
         async with cluster(server("a", **slots), server("b", **slots)) as it:
             calls = []
-            for prompt in (first, second, third):
-                calls.append(asyncio.create_task(it.generate(prompt, **WITH_LOGPROBS)))
-                await asyncio.sleep(0.02)
+            for number, prompt in enumerate((first, second, third)):
+                calls.append(asyncio.create_task(it.generate(prompt, rid=f"{number}", **WITH_LOGPROBS)))
+                await known(it, f"{number}")
+            await until(lambda: it.service.core.statistics().in_flight == 2)
             assert it.service.dispatcher.abort_on(EngineId("a")) == 2
             answers = await asyncio.gather(*calls)
         kinds = [answer["meta_info"]["finish_reason"]["type"] for answer in answers]
@@ -188,7 +198,7 @@ def test_an_engine_that_aborts_by_itself(paused: bool, penalty: float) -> None:
             cluster(engine) as it,
             together(it.generate(prompt, sampling_params=sampling)) as call,
         ):
-            await running(it)
+            await running(engine)
             if paused:
                 it.service.dispatcher.pause()
             await abort_at(engine)
@@ -261,10 +271,10 @@ def test_what_another_client_waits_for_is_not_cancelled(text: bool) -> None:
         body |= {"rid": "r"}
         async with cluster(*([] if text else [engine])) as it:
             async with together(it.post(body)):
-                await until(lambda: "r" in it.service.dispatcher._intake.registry.by_rid)
+                await until(lambda: waiting_for(it, "r") == 1)
                 second = asyncio.create_task(it.post(body))
-                await asyncio.sleep(0.03)
-            await asyncio.sleep(0.05)
+                await until(lambda: waiting_for(it, "r") == 2)
+            await until(lambda: waiting_for(it, "r") == 1)
             if text:
                 await it.join(engine)
             assert (await second).json()["output_ids"] == continuation([97, 98], 128)
@@ -279,7 +289,7 @@ def test_a_retry_after_the_client_hung_up_runs_anew() -> None:
         engine = server(token_s=0.005)
         async with cluster(engine) as it:
             async with together(it.generate(prompt, rid="r", **WITH_LOGPROBS)):
-                await running(it, tokens=5)
+                await running(engine)
             await until(lambda: "r" not in it.service.dispatcher._intake.registry.by_rid)
             answer = await it.generate(prompt, rid="r", **WITH_LOGPROBS)
         assert answer["output_ids"] == continuation(prompt, LONG)
@@ -292,11 +302,12 @@ def test_what_was_aborted_may_be_sent_again_at_once() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)
         again = parse_generate({"input_ids": [*prompt, 9], "rid": "r"}, "new").samples
+        engine = server(token_s=0.005)
         async with (
-            cluster(server(token_s=0.005)) as it,
+            cluster(engine) as it,
             together(it.generate(prompt, rid="r", **WITH_LOGPROBS)) as first,
         ):
-            await running(it)
+            await running(engine)
             assert it.service.dispatcher.abort("r") == 1
             samples = it.service.dispatcher.stream(again)  # the first one has not ended yet
             whole_meta((await first)["meta_info"])
@@ -310,16 +321,17 @@ def test_a_stream_may_join_what_runs_without_one() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)
         body = {"input_ids": prompt, "rid": "r", **WITH_LOGPROBS}
+        engine = server(token_s=0.003)
         async with (
-            cluster(server(token_s=0.003), chunk_tokens=30) as it,
+            cluster(engine, chunk_tokens=30) as it,
             together(it.post(body)) as whole,
         ):
-            await running(it)
+            await running(engine)
             stream = await it.post({**body, "stream": True})
             events = [line for line in stream.text.split("\n\n") if line]
             assert (await whole).json()["output_ids"] == continuation(prompt, LONG)
         # What the first chunk does is seen at its end; the others stream.
-        assert len(events) > 10
+        assert len(events) > 5
         assert events[-1] == "data: [DONE]"
 
     run(scenario())

@@ -68,7 +68,7 @@ def test_events_grow_into_the_answer_that_is_not_streamed(
         async with cluster(*engines, policy=policy, chunk_tokens=chunk) as it:
             told = await all_events(it, **body)
             whole = await it.generate(prompt, rid="r", return_logprob=True)
-        assert len(told) > 10
+        assert len(told) > 5
         assert "index" not in told[0]
         assert without(told[-1], "seer") == without(whole, "seer")
         assert told[-1]["output_ids"] == continuation(prompt, 128)
@@ -95,7 +95,7 @@ def test_deltas_add_up(chunk: int) -> None:
         async with cluster(slow(), chunk_tokens=chunk) as it:
             told = await all_events(it, {"x-seer-deltas": "1"}, **body)
             whole = await it.generate(prompt, return_logprob=True)
-        assert len(told) > 10
+        assert len(told) > 5
         assert [token for event in told for token in event["output_ids"]] == whole["output_ids"]
         assert "".join(event["text"] for event in told) == whole["text"]
         rows = [row for event in told for row in event["meta_info"]["output_token_logprobs"]]
