@@ -48,6 +48,13 @@ def requests_of(loads: Any) -> int:
 def test_every_engine_has_a_port_and_keeps_it() -> None:
     async def scenario() -> None:
         a, again, b = server("a"), server("a"), server("b")
+        back, start = asyncio.Event(), again.start
+
+        async def later() -> Any:
+            await back.wait()
+            return await start()
+
+        again.start = later  # type: ignore[method-assign]
         first = free_port()
         async with cluster(b, engine_ports=first) as it:
             await it.join(a, again)
@@ -62,6 +69,7 @@ def test_every_engine_has_a_port_and_keeps_it() -> None:
             assert "engine a is not here" in gone.json()["error"]["message"]
             assert (await ask(it, A, "POST", "/pause_generation", {})).status_code == 503
             assert (await ask(it, A, "GET", "/some_path")).status_code == 503
+            back.set()
             await until(lambda: len(it.service.roster) == 2)
             assert urls(it)[A] == f"http://127.0.0.1:{ports[A]}"
             assert (await ask(it, A, "GET", "/health")).json() == {"status": "ok", "engine": "a"}
