@@ -61,6 +61,7 @@ class Increments:
 
     def __init__(self, incremental: bool) -> None:
         self._incremental = incremental
+        self._first: dict[str, Any] = {}
         self._last: dict[str, Any] | None = None
         self._text = ""
         self._ids: list[int] = []
@@ -93,11 +94,13 @@ class Increments:
     def answer(self) -> dict[str, Any]:
         """Everything so far, in the shape of an answer that was not streamed."""
         assert self._last is not None, "nothing has come yet"
-        meta = {**self._last["meta_info"], **self._lists}
+        # When the first byte left is said only once.
+        meta = {**self._first, **self._last["meta_info"], **self._lists}
         return {**self._last, "text": self._text, "output_ids": self._ids, "meta_info": meta}
 
     def _one(self, event: dict[str, Any]) -> Delta:
         meta, finish = event["meta_info"], event["meta_info"].get("finish_reason")
+        self._first = self._first or meta
         self._last = event
         if not self._incremental:
             return self._of_whole(event)
