@@ -4,7 +4,6 @@ Each is started as a user would start it, waited for, watched by CPU time and me
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,8 @@ def seer_sgl() -> list[str]:
 
 def default_stock_python() -> str:
     """This interpreter where the stock router is installed in it; empty where it is not."""
-    return sys.executable if importlib.util.find_spec("sglang_router") else ""
+    # By its distribution: our own package for its command line can be imported under the same name.
+    return sys.executable if list(metadata.distributions(name="sglang-router")) else ""
 
 
 def stock_version(python: str) -> str:
