@@ -38,11 +38,20 @@ def asks_for_load(target: str) -> bool:
     return target.partition("?")[0] == "/release_memory_occupation"
 
 
+def profile_folder(target: str, body: bytes) -> str:
+    """Where this call would have a profile written; empty where it says nothing of it."""
+    if target.partition("?")[0] != "/start_profile":
+        return ""
+    folder = _object(body).get("output_dir")
+    return folder if isinstance(folder, str) else ""
+
+
 class Watched:
     """What is known of one server, as far as calls went through its agent.
 
     `facts` are its scalar arguments, as `/server_info` tells them, and where they are known
-    `running_requests`, `waiting_requests`, `paused`, `released`, `send_groups`, `profiles`.
+    `running_requests`, `waiting_requests`, `paused`, `released`, `send_groups`, `profiles`, and
+    `no_folder`: why the folder of the next profile cannot be made.
 
     Args:
         launched: nobody has told it anything yet.
@@ -191,6 +200,12 @@ def _send_weights(body: dict[str, Any], facts: Facts) -> str:
     return f"there is no group {_send_group(body)!r}: /init_weights_send_group_for_remote_instance first"
 
 
+def _start_profile(_: dict[str, Any], facts: Facts) -> str:
+    # It is made when the profile ends, in the scheduler's own loop.
+    reason = facts.get("no_folder")
+    return f"output_dir cannot be made: {reason}" if reason else ""
+
+
 def _stop_profile(_: dict[str, Any], facts: Facts) -> str:
     return "no profile runs: /start_profile first" if facts.get("profiles") is False else ""
 
@@ -227,6 +242,7 @@ _CHECKS: dict[str, Callable[[dict[str, Any], Facts], str]] = {
     "/update_weights_from_distributed": _one_replica,
     "/update_weights_from_tensor": _from_tensor,
     "/send_weights_to_remote_instance": _send_weights,
+    "/start_profile": _start_profile,
     "/stop_profile": _stop_profile,
     "/start_expert_distribution_record": _expert_record,
     "/stop_expert_distribution_record": _expert_record,

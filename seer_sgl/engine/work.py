@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
-from seer_sgl.engine.guards import Watched, asks_for_load, objection
+from seer_sgl.engine.guards import Watched, asks_for_load, objection, profile_folder
 from seer_sgl.engine.increments import EventError, Events, Increments
 from seer_sgl.engine.sglang import Answer, EngineInfo, SGLangClient, decoded, error_message
 from seer_sgl.errors import EngineUnreachable
@@ -45,6 +46,7 @@ class Work:
         self._client = client
         self._engine_id = info.spec.engine_id
         self._watched = Watched(info.facts, info.launched)
+        self._is_ours = info.launched
         self._send = send
         self.router_url = ""
         """Where the router serves HTTP; told to SGLang with every call."""
@@ -102,6 +104,8 @@ class Work:
         with contextlib.suppress(EngineUnreachable):  # then the call itself tells
             if asks_for_load(call.target):
                 self._watched.note_load(await self._client.load())
+        if self._is_ours and (folder := profile_folder(call.target, call.body)):
+            self._watched.facts["no_folder"] = _why_no_folder(folder)
         reason = objection(call.method, call.target, call.body, self._watched.facts)
         if reason:
             self._send(self._refusal(call, reason))
@@ -138,3 +142,12 @@ class Work:
         except EngineUnreachable as broken:
             error = f"SGLang broke off: {broken}"
         self._send(CallEnded(self._engine_id, call.call_id, error))
+
+
+def _why_no_folder(folder: str) -> str:
+    """Make a folder; why it cannot be made, or nothing."""
+    try:
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        return str(error)
+    return ""

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seer_sgl.engine.guards import Watched, asks_for_load, objection
+from seer_sgl.engine.guards import Watched, asks_for_load, objection, profile_folder
 
 SAVER = {"enable_memory_saver": True}
 GROUP = {"master_address": "h", "master_port": 1, "group_name": "g", "rank_offset": 1, "world_size": 3}
@@ -58,6 +58,12 @@ def said(target: str, body: Any = None, **facts: Any) -> str:
         ),
         ("/send_weights_to_remote_instance", {}, {"send_groups": ["g"]}, "no group 'weight_send_group'"),
         ("/stop_profile", None, {"profiles": False}, "no profile runs"),
+        (
+            "/start_profile",
+            {"output_dir": "/x"},
+            {"no_folder": "full"},
+            "output_dir cannot be made: full",
+        ),
         ("/start_expert_distribution_record", None, {}, "--expert-distribution-recorder-mode"),
         ("/configure_logging", {"log_level": "loud"}, {}, "'loud' is none of"),
         ("/set_internal_state", {"server_args": {"x": "1"}}, {}, "server_args.x must be a number"),
@@ -168,6 +174,19 @@ def test_what_waits_in_a_paused_scheduler_does_not_count(mode: str, refused: boo
     assert bool(objection("POST", release, b"", watched.facts)) is refused
     watched.note_done("/continue_generation", b"")
     assert objection("POST", release, b"", watched.facts)
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "folder"),
+    [
+        ("/start_profile?x", {"output_dir": "/x"}, "/x"),
+        ("/start_profile", {"output_dir": 3}, ""),
+        ("/start_profile", {}, ""),
+        ("/stop_profile", {"output_dir": "/x"}, ""),
+    ],
+)
+def test_the_folder_of_a_profile(target: str, body: Any, folder: str) -> None:
+    assert profile_folder(target, msgspec.json.encode(body)) == folder
 
 
 def test_the_load_is_asked_for_where_it_matters() -> None:

@@ -1,6 +1,7 @@
 """Chunks and calls against servers on real sockets: what the router is told of them."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,7 +31,10 @@ CUMULATIVE = [whole("a", [1]), whole("ab", [1, 2]), whole("abc", [1, 2, 3], FINI
 
 
 def told(
-    handler: Handler, *asked: m.PostChunk | m.Call, facts: dict[str, Any] | None = None
+    handler: Handler,
+    *asked: m.PostChunk | m.Call,
+    facts: dict[str, Any] | None = None,
+    launched: bool = False,
 ) -> list[Any]:
     """What the router hears when it asks this of an agent with such a server."""
     said: list[Any] = []
@@ -38,7 +42,7 @@ def told(
     async def scenario() -> None:
         async with http_server(handler) as url:
             client = SGLangClient(url)
-            info = EngineInfo(FAKE_SPEC, "m", "0.5.23", "default", None, facts or {})
+            info = EngineInfo(FAKE_SPEC, "m", "0.5.23", "default", None, facts or {}, launched)
             ours = Work(client, info, said.append)
             ours.router_url = "http://router:1"
             try:
@@ -213,6 +217,21 @@ def test_memory_is_released_only_where_nothing_runs() -> None:
     answers = told(answer, *twice, facts={"enable_memory_saver": True})
     assert [each.status for each in answers] == [400, 200, 200, 400]
     assert asked == ["/v1/loads", "/v1/loads", release, resume]
+
+
+@pytest.mark.parametrize(("launched", "status"), [(True, 400), (False, 200)])
+def test_a_profile_goes_where_it_can_be_written(launched: bool, status: int, tmp_path: Path) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    file = tmp_path / "file"
+    file.write_text("")
+    folders = [str(file / "below"), str(tmp_path / "new" / "folder")]
+    bodies = [msgspec.json.encode({"output_dir": folder}) for folder in folders]
+    calls = [call("/start_profile", body) for body in bodies]
+    answers = told(answer, *calls, launched=launched)
+    assert [each.status for each in answers] == [status, 200]
+    assert (tmp_path / "new" / "folder").exists() is launched
 
 
 def test_what_would_end_the_server_is_refused_by_the_agent() -> None:
