@@ -148,7 +148,8 @@ def start_router(stack: contextlib.ExitStack, log_dir: Path, *more: str) -> tupl
     port = free_port()
     argv = [
         *(*seer_sgl(), "serve", "--engines", "0", "--no-pool", "--no-speculate"),
-        *("--port", str(port), "--agent-port", str(free_port()), "--log-dir", str(log_dir), *more),
+        *("--port", str(port), "--agent-port", str(free_port()), "--log-dir", str(log_dir)),
+        *(more or ("--no-batches",)),
     ]
     router = stack.enter_context(running("router", argv, log_dir))
     wait_for(router, f"http://127.0.0.1:{port}/v1/models", lambda _: True)

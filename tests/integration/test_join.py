@@ -60,7 +60,7 @@ def test_a_node_joins_and_chunks_move_between_the_nodes(
     port, agent_port = str(free_port()), str(free_port())
     few_slots = ("--engines", "1", "--max-running", "4")
     serve = command(head, "serve", "--host", HEAD, "--port", port, "--agent-port", agent_port)
-    serve += [*few_slots, "--chunk-tokens", "64", "--pull-margin-tokens", "0"]
+    serve += [*few_slots, "--chunk-tokens", "64", "--pull-margin-tokens", "0", "--no-batches"]
     serve += ["--log-dir", str(tmp_path / "head")]
     join = command(node, "join", f"{HEAD}:{agent_port}", "--name", "second", *few_slots)
     join += ["--log-dir", str(tmp_path / "node")]
