@@ -118,5 +118,5 @@ def _cells(row: Fitted) -> list[str]:
         f"{seen.tokens:,.0f}",
         f"{seen.seconds * 1e3:,.2f}",
         f"{row.fitted_s * 1e3:,.2f}",
-        f"{row.residual:+.1%}" if seen.seconds > 0 else "-",
+        "-" if row.residual is None else f"{row.residual:+.1%}",
     ]

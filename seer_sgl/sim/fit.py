@@ -95,8 +95,8 @@ class Fitted(msgspec.Struct, frozen=True):
 
     observation: Observation
     fitted_s: float
-    residual: float
-    """fitted / measured - 1; not finite where nothing was measured."""
+    residual: float | None
+    """fitted / measured - 1; None where nothing was measured: a difference of times can be below 0."""
 
 
 class Fit(msgspec.Struct, frozen=True):
@@ -206,7 +206,8 @@ def fit(observations: Sequence[Observation], limits: Limits) -> Fit:
     turnaround_s = max(0.0, float(np.median(rests))) if rests else 0.0
     engine = msgspec.structs.replace(engine, turnaround_s=turnaround_s)
     fitted = [_fitted(observation, engine, prefill_fixed_s) for observation in observations]
-    errors = [abs(row.residual) for row in fitted if row.observation.kind in ("step", "prefill")]
+    trusted = [row for row in fitted if row.observation.kind in ("step", "prefill")]
+    errors = [abs(row.residual) for row in trusted if row.residual is not None]
     return Fit(engine, prefill_fixed_s, fitted, float(np.median(errors)), max(errors))
 
 
@@ -308,4 +309,4 @@ def _fitted(observation: Observation, engine: EngineModel, prefill_fixed_s: floa
         case "move":
             fitted_s = engine.move_s + observation.tokens * engine.move_token_s
     measured = observation.seconds > 0
-    return Fitted(observation, fitted_s, fitted_s / observation.seconds - 1 if measured else math.inf)
+    return Fitted(observation, fitted_s, fitted_s / observation.seconds - 1 if measured else None)

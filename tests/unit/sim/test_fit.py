@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seer_sgl.errors import SeerError
-from seer_sgl.sim.fit import Limits, Observation, Plan, _nonnegative, fit, plan_for
+from seer_sgl.sim.fit import Fit, Limits, Observation, Plan, _nonnegative, fit, plan_for
 from seer_sgl.sim.model import EngineModel
 
 LIMITS = Limits(kv_capacity_tokens=8192, page_tokens=16, max_running_requests=16)
@@ -134,6 +134,7 @@ def test_moves_that_cost_nothing_measurable() -> None:
     found = fit(rows, LIMITS)
     assert (found.engine.move_s, found.engine.move_token_s) == (0, 0)
     assert found.residual_worst < 1e-6, "moves do not count among the errors"
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Fit) == found
 
 
 @given(st.integers(0, 10_000))
