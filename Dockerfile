@@ -14,7 +14,9 @@ RUN --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir -c /constraints.txt sglang mooncake-transfer-engine-non-cuda
 RUN --mount=type=bind,target=/src,rw \
     pip install --no-cache-dir -c /src/constraints.txt '/src[cpu]'
-RUN useradd --create-home --uid 10001 seer
+RUN useradd --create-home --uid 10001 seer \
+    && install -d -o seer -g seer /home/seer/.local /home/seer/.local/share \
+       /home/seer/.local/share/seer-sgl
 USER 10001
 WORKDIR /home/seer
 ENTRYPOINT ["seer-sgl"]
@@ -33,7 +35,9 @@ RUN --mount=type=bind,source=constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir -c /constraints.txt sglang mooncake-transfer-engine-cuda13
 RUN --mount=type=bind,target=/src,rw \
     pip install --no-cache-dir -c /src/constraints.txt '/src[cuda]'
-RUN useradd --create-home --uid 10001 seer
+RUN useradd --create-home --uid 10001 seer \
+    && install -d -o seer -g seer /home/seer/.local /home/seer/.local/share \
+       /home/seer/.local/share/seer-sgl
 USER 10001
 WORKDIR /home/seer
 ENTRYPOINT ["seer-sgl"]
