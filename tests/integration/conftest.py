@@ -77,12 +77,12 @@ class Cluster:
     url: str
     log: Path
 
-    def workers(self) -> list[dict[str, Any]]:
+    def engines(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = httpx.get(f"{self.url}/engines").json()["engines"]
         return listed
 
     def server_urls(self) -> list[str]:
-        return [worker["url"] for worker in self.workers()]
+        return [worker["url"] for worker in self.engines()]
 
     def wait_for_engines(self, count: int, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once so many engines are registered."""
@@ -90,7 +90,7 @@ class Cluster:
         while time.monotonic() < deadline_s:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if len(self.workers()) == count:
+                if len(self.engines()) == count:
                     return
             except httpx.TransportError:
                 pass

@@ -133,7 +133,7 @@ def test_text_prompts_and_n(cluster: Cluster) -> None:
         ({"input_ids": [10**6]}, "token ids must lie in"),
         ({"input_ids": []}, "at least one token"),
         ({"text": ""}, "must not be empty"),
-        ({"input_ids": [5], "sampling_params": {"max_new_tokens": 10**6}}, "must lie in [1, "),
+        ({"input_ids": [5], "sampling_params": {"max_new_tokens": 10**6}}, "must lie in [0, "),
         ({"input_ids": [5] * 9000}, "the largest engine takes at most"),
         ({"input_ids": [5], "sampling_params": {"warmth": 1}}, "unknown parameter"),
     ],

@@ -65,13 +65,13 @@ def test_the_plugin_is_proved_in_the_running_servers(cluster: Cluster) -> None:
 
 
 def test_an_engine_killed_in_mid_rollout_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    victim = cluster.workers()[0]
+    victim = cluster.engines()[0]
     killed_at: list[float] = []
 
     def kill_when_busy() -> None:
         deadline_s = time.monotonic() + 60
         while time.monotonic() < deadline_s:
-            load = next(w["load"] for w in cluster.workers() if w["id"] == victim["id"])
+            load = next(w["chunks"] for w in cluster.engines() if w["id"] == victim["id"])
             if load >= 4:
                 listening_on(cluster, urlsplit(victim["url"]).port).kill()
                 killed_at.append(time.monotonic())
@@ -89,7 +89,7 @@ def test_an_engine_killed_in_mid_rollout_loses_nothing(cluster: Cluster, tmp_pat
     assert victim["id"] in cluster.log.read_text()
 
     cluster.wait_for_engines(2)
-    back = next(worker for worker in cluster.workers() if worker["id"] == victim["id"])
+    back = next(worker for worker in cluster.engines() if worker["id"] == victim["id"])
     assert back["url"] != victim["url"], "another server under the same name"
     assert httpx.get(back["url"] + "/health_generate", timeout=30).status_code == 200
     answer = httpx.post(f"{cluster.url}/generate", json={"input_ids": [5]}, timeout=60)

@@ -20,8 +20,8 @@ def http(cluster: Cluster) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=cluster.url, timeout=120) as client:
         yield client
         client.post("/continue_generation", json={})
-        assert {e["quarantine"] for e in cluster.workers()} == {None}
-        assert len(cluster.workers()) == 2, "an engine went away"
+        assert {e["quarantine"] for e in cluster.engines()} == {None}
+        assert len(cluster.engines()) == 2, "an engine went away"
 
 
 def generate(http: httpx.Client, prompt: list[int], tokens: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_two_servers_are_described_as_one(http: httpx.Client, cluster: Cluster) 
     assert good(http.get("/get_server_info"))["num_gpus"] == 2
     assert (info["tp_size"], info["pp_size"], info["num_gpus"]) == (1, 1, 2)
     assert len(info["internal_states"]) == 2
-    assert info["max_total_num_tokens"] == sum(e["kv_capacity_tokens"] for e in cluster.workers())
+    assert info["max_total_num_tokens"] == sum(e["kv_capacity_tokens"] for e in cluster.engines())
     assert good(http.get("/model_info"))["weight_version"] == "default"
     loads = good(http.get("/v1/loads"))["loads"]
     assert [load["dp_rank"] for load in loads] == [0, 1, 2]
