@@ -28,7 +28,8 @@ ROUTER_HEADER = "x-seer-router"
 """The router's address; its agent adds it to whatever the router asks of the server."""
 RID_HEADER = "x-seer-rid"
 """The request's id at the router, which gives one to what is to be generated there."""
-GROUP_HEADER = "x-seer-group"
+KEPT_HEADERS = ("x-seer-group", "x-seer-background")
+"""What the router says of the request, and hears again."""
 DELTAS_HEADER = "x-seer-deltas"
 
 POLL_S = 1.0
@@ -115,8 +116,8 @@ class _Call:
         self._prompts = prompts if obj.return_prompt_token_ids else []
         self._url = request.headers[ROUTER_HEADER].rstrip("/") + "/generate"
         self._headers = {"content-type": "application/json"}
-        if GROUP_HEADER in request.headers:
-            self._headers[GROUP_HEADER] = request.headers[GROUP_HEADER]
+        kept = {name: request.headers.get(name) for name in KEPT_HEADERS}
+        self._headers |= {name: value for name, value in kept.items() if value is not None}
         self._deltas = bool(obj.stream and manager.incremental_streaming_output)
         if self._deltas:
             self._headers[DELTAS_HEADER] = "1"

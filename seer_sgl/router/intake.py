@@ -189,9 +189,11 @@ class Intake:
             )
             for live in together:
                 live.group_id, live.trail, live.state = place.group_id, trail, "submitted"
+                name = f"background/{place.group_id}" if sample.background else place.group_id
                 event = Submitted(
                     request_id=live.request_id,
-                    group_id=GroupId(place.group_id),
+                    group_id=GroupId(name),
+                    background=sample.background,
                     prompt_tokens=len(sample.prompt_ids),
                     max_new_tokens=live.budget_tokens,
                     divisible=sample.divisible,

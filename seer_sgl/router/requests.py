@@ -48,6 +48,8 @@ class Sample:
     divisible: bool
     text: str | None = None
     prompt_ids: list[int] = field(default_factory=list)
+    background: bool = False
+    """Requests that somebody waits for go first."""
     names: tuple[str, ...] = ()
     """Ids of the requests that it was made of, as `n` and lists make many of one."""
 
@@ -64,6 +66,11 @@ class GenerateCall:
     samples: list[Sample]
     is_list: bool
     streams: bool = False
+
+    def in_background(self) -> None:
+        """Let requests that somebody waits for go first."""
+        for sample in self.samples:
+            sample.background = True
 
 
 def parse_generate(body: Any, new_rid: str, group_id: str | None = None) -> GenerateCall:

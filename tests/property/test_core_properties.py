@@ -96,7 +96,7 @@ class Story:
         for group, prompt, max_new, divisible, share, where in batch:
             name = RequestId(f"r{len(self.submitted)}")
             self.submitted.append(name)
-            event = Submitted(name, GroupId(f"g{group}"), prompt, max_new, divisible)
+            event = Submitted(name, GroupId(f"g{group}"), prompt, max_new, divisible, group % 3 == 2)
             if share is not None:
                 known = int(prompt * share)
                 held_on = ENGINE_IDS[where] if where < len(ENGINE_IDS) else None

@@ -6,10 +6,10 @@ from math import log
 
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core.chunks import chunk_plan_named
+from seer_sgl.router.core.classes import ClassedQueue
 from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.core.policy import Policy
-from seer_sgl.router.core.queue import ReadyQueue
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.core.state import Engine, Group, Request
 from seer_sgl.types import GroupId, RequestId
@@ -26,7 +26,7 @@ class RequestBuffer:
         self._policy, self._chunk_tokens = policy, settings.chunk_tokens
         self._chunk_plan = chunk_plan_named(settings.chunk_plan)
         self.context = context or LengthContext()
-        self.queue = ReadyQueue(policy, self.context)
+        self.queue = ClassedQueue(policy, self.context)
         self.parked: dict[RequestId, Request] = {}
         """Requests that no present engine could hold; trying them again and again would cost every
         decision."""
@@ -47,7 +47,7 @@ class RequestBuffer:
             )
         group = self.groups.get(event.group_id)
         if group is None:
-            group = Group(event.group_id, next(self._seq), event.max_new_tokens)
+            group = Group(event.group_id, next(self._seq), event.max_new_tokens, event.background)
             group.prompt_key = event.prompt_key
             self.context.recall(group)
             self.groups[event.group_id] = group

@@ -14,6 +14,8 @@ class Submitted(msgspec.Struct, frozen=True):
     max_new_tokens: int
     divisible: bool = True
     """False where SGLang keeps state per request that a next chunk would lose: it runs whole."""
+    background: bool = False
+    """Nobody waits for it at the moment: it runs where others leave room. The same for a whole group."""
     prompt_key: str = ""
     """Equal for equal prompts, also of other iterations; empty where nobody knows."""
     shared_tokens: int | None = None

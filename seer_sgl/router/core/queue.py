@@ -7,7 +7,9 @@ comes up, and dropped.
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import count
 
 from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.policy import Policy
@@ -17,15 +19,21 @@ WAITING = ("probes", "group")
 
 
 class ReadyQueue:
-    """Requests that could run now."""
+    """Requests that could run now.
 
-    def __init__(self, policy: Policy, context: LengthContext) -> None:
+    Args:
+        turns: numbers by which requests that began to wait are told apart; rising.
+    """
+
+    def __init__(
+        self, policy: Policy, context: LengthContext, turns: Iterator[int] | None = None
+    ) -> None:
         self._policy, self._context = policy, context
         self._probes: list[tuple[float, int, Request]] = []
         self._groups: list[tuple[float, int, int, Group]] = []
         self._turns: deque[tuple[int, Request]] = deque()
         """By when they began to wait; kept only where the policy's order is another."""
-        self._last_turn = 0
+        self._numbers = turns or count(1)
         self._count = 0
         self._edition = context.edition
         self.least_need_tokens = sys.maxsize
@@ -172,8 +180,7 @@ class ReadyQueue:
         heapify(self._probes)
 
     def _take_turn(self, request: Request) -> None:
-        self._last_turn += 1
-        request.turn = self._last_turn
+        request.turn = next(self._numbers)
         self._turns.append((request.turn, request))
         if len(self._turns) > 4 * self._count + 64:
             self._turns = deque(

@@ -86,6 +86,7 @@ class Group:
     group_id: GroupId
     seq: int
     max_new_tokens: int
+    background: bool = False
     live: int = 0
     probe: Request | None = None
     finished_tokens: int = 0

@@ -13,7 +13,7 @@ from seer_sgl.router.http.bodies import decoded, decoded_as, json_response, read
 from seer_sgl.router.http.errors import error_response
 from seer_sgl.router.http.files import batches_of, limit_of
 from seer_sgl.router.http.front import Front
-from seer_sgl.router.http.generate import answer_of
+from seer_sgl.router.http.generate import BACKGROUND_HEADER, answer_of
 from seer_sgl.router.http.openai import complete
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.router.requests import parse_generate
@@ -108,7 +108,7 @@ def line_answerer(front: Front) -> AnswerLine:
 
     async def answer(path: str, body: bytes, rid: str) -> tuple[int, bytes]:
         if path != "/generate":
-            return await complete(front, path, body, {})
+            return await complete(front, path, body, {BACKGROUND_HEADER: "1"})
         try:
             return await _generated(front, body, rid)
         except RequestError as error:
@@ -122,6 +122,7 @@ def line_answerer(front: Front) -> AnswerLine:
 
 async def _generated(front: Front, body: bytes, rid: str) -> tuple[int, bytes]:
     call = parse_generate(decoded(body), rid)
+    call.in_background()
     answers = await front.dispatcher.generate(call.samples)
     for sample, answer in zip(call.samples, answers, strict=True):
         finish = answer["meta_info"]["finish_reason"]

@@ -26,6 +26,10 @@ _GROUP = Parameter(
 _DELTAS = Parameter(
     "x-seer-deltas", "header", {"type": "string"}, "`1`: streamed events carry only what is new."
 )
+BACKGROUND_HEADER = "x-seer-background"
+_BACKGROUND = Parameter(
+    BACKGROUND_HEADER, "header", {"type": "string"}, "`1`: requests without it go first."
+)
 
 _JSON = {"content-type": "application/json"}
 
@@ -43,7 +47,7 @@ def operations(front: Front) -> list[Operation]:
             request=GENERATE,
             answers={200: Answer("The sample, or a list of them.", GENERATED, streams=True)},
             errors=[400, 408, 409, 413, 503],
-            parameters=[_GROUP, _DELTAS],
+            parameters=[_GROUP, _DELTAS, _BACKGROUND],
         )
     ]
 
@@ -81,6 +85,8 @@ class _Generate:
         dispatcher = self._front.dispatcher
         body = await read_body(request, self._front.config.max_body_bytes)
         call = parsed(body, request.headers.get("x-seer-group"))
+        if request.headers.get(BACKGROUND_HEADER) == "1":
+            call.in_background()
         if (engine_id := self._session_engine(call)) is not None:
             return await self._passed_on(request, engine_id, body, call.streams)
         if call.streams:

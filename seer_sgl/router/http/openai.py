@@ -23,7 +23,7 @@ from seer_sgl.router.choice import KEY_BYTES, chosen
 from seer_sgl.router.http.bodies import decoded_as, read_body
 from seer_sgl.router.http.errors import CLIENT_GONE, error_response, request_error, seer_error
 from seer_sgl.router.http.front import Front
-from seer_sgl.router.http.generate import unless_over
+from seer_sgl.router.http.generate import BACKGROUND_HEADER, unless_over
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.router.roster import Member
 from seer_sgl.types import UNKNOWN_MODEL, EngineId
@@ -44,6 +44,9 @@ _OURS = re.compile(
     r"|expect|proxy-.*|accept-encoding|cookie"
 )
 """Headers that are between a client and the router; all others are the server's business."""
+
+_KEPT = ("x-seer-group", BACKGROUND_HEADER)
+"""Headers of ours that the server sends back to us."""
 
 _SERVERS_OWN = re.compile(r"x-(?!seer-)")
 """Headers of a server's answer that go to the client."""
@@ -251,13 +254,11 @@ def _check_model(model: Any, served: set[str]) -> None:
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers for the server: the client's, and ours."""
     passed = {name.lower(): value for name, value in headers.items()}
-    group = passed.get("x-seer-group")
+    ours = {name: passed[name] for name in _KEPT if passed.get(name)}
     passed = {name: value for name, value in passed.items() if not _OURS.fullmatch(name)}
     passed.setdefault("content-type", "application/json")
     passed["x-seer-rid"] = uuid.uuid4().hex
-    if group:
-        passed["x-seer-group"] = group
-    return passed
+    return passed | ours
 
 
 def _response(answer: EngineAnswer) -> Response:
