@@ -17,7 +17,7 @@ import pytest
 
 from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.testing.engine import continuation
-from tests.unit.contract.test_trainers import two_engines, url_of
+from tests.contract.test_trainers import two_engines, url_of
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, until
 
 CHECKOUT = os.environ.get("SEER_SGL_SLIME_CHECKOUT", "")

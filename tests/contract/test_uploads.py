@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.unit.contract.test_sockets import PATIENCE_S, error_of, post, say
+from tests.contract.test_sockets import PATIENCE_S, error_of, post, say
 from tests.unit.router.conftest import cluster, run
 
 TYPE = "Content-Type: multipart/form-data; boundary=x"

@@ -13,7 +13,7 @@ from seer_sgl.router.http.errors import error_response
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.openapi import declared_errors, document, documented_path
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
-from tests.unit.contract.raised import statuses
+from tests.contract.raised import statuses
 from tests.unit.router.conftest import cluster, run
 
 Pair = tuple[str, str]
