@@ -40,7 +40,7 @@ setup: $(STAMP) ## make .venv and install system packages, where they are missin
 demo: setup ## run the main job on two engines and report; ARGS="--groups 4" goes to it
 	@$(ACTIVE) $(BIN)/seer-sgl demo $(ARGS)
 
-test: unit ## all tests: then those of the HTTP interface as a whole, then those on real servers
+test: unit ## all tests: without a server, of the HTTP interface as a whole, on real servers
 	$(ACTIVE) $(BIN)/python -m pytest tests/contract
 	$(ACTIVE) $(BIN)/python -m pytest tests/integration
 
