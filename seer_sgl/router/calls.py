@@ -168,21 +168,6 @@ class EngineCalls:
                 break
         return answer
 
-    async def ask_all(
-        self,
-        method: str,
-        target: str,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        bodies: Mapping[EngineId, bytes] | None = None,
-    ) -> dict[EngineId, EngineAnswer]:
-        """Every engine's answer, all asked at once; see `ask`. `bodies` go before `body`."""
-        engines = list(self._roster.members)
-        answers = await asyncio.gather(
-            *(self.ask(e, method, target, (bodies or {}).get(e, body), headers) for e in engines)
-        )
-        return dict(zip(engines, answers, strict=True))
-
     @contextlib.asynccontextmanager
     async def stream(
         self,
