@@ -17,6 +17,7 @@ from seer_sgl.router.core.events import (
     ChunkFinished,
     EngineJoined,
     EngineLeft,
+    EpochChanged,
     Event,
     Paused,
     Resumed,
@@ -49,6 +50,7 @@ events = st.one_of(
     st.tuples(st.just("cancel"), nth),
     st.tuples(st.just("late"), nth),
     st.tuples(st.just("pause"), st.booleans()),
+    st.tuples(st.just("epoch")),
 )
 steps = st.one_of(
     *[events] * 4,
@@ -131,6 +133,9 @@ class Story:
 
     def _pause(self, on: bool) -> list[Event]:
         return [Paused() if on else Resumed()]
+
+    def _epoch(self) -> list[Event]:
+        return [EpochChanged()]
 
     def _late(self, index: int) -> list[Event]:
         chunk_id = self.world.ended_chunks[index % len(self.world.ended_chunks)]

@@ -25,8 +25,8 @@ from seer_sgl.router.core.estimates import mean_beyond
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.core.policy import seer
 from seer_sgl.router.core.settings import CoreSettings
-from seer_sgl.router.core.state import Engine, Group, Request
-from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
+from seer_sgl.router.core.state import Chunk, Engine, Group, Request
+from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
 
 LIMIT = 400_000
 EXPECTED = log(0.25 * LIMIT)
@@ -76,7 +76,7 @@ class Rollout:
         tokens = min(chunk_tokens, self.lengths[request] - request.generated_tokens)
         if tokens > 0:
             ended = request.generated_tokens + tokens == self.lengths[request]
-            self.buffer.record(request, ENGINE, tokens, ended)
+            self.buffer.record(Chunk(ChunkId(1), request, ENGINE, tokens, 0), tokens, ended)
 
     def play(self, chunk_tokens: int, until_share: float = 1.0) -> None:
         """Round by round, until so many of the samples have finished."""

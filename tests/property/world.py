@@ -18,6 +18,7 @@ from seer_sgl.router.core.events import (
     ChunkFinished,
     EngineJoined,
     EngineLeft,
+    EpochChanged,
     Event,
     Paused,
     Resumed,
@@ -37,6 +38,8 @@ class Sample:
     """Shared by the samples of a group: the machines that have computed its prompt."""
     begun_on: "Machine | None" = None
     """Where an earlier request computed the beginning of its prompt."""
+    begun_tokens: int = 0
+    """How much that was; 0 once the weights have changed."""
     generated_tokens: int = 0
     failures: int = 0
     ended: bool = False
@@ -48,6 +51,8 @@ class Sample:
     aside: bool = False
     """It may have been set aside since then, so that it is not known for how long it has waited."""
     running: Dispatch | None = None
+    of_old: bool = False
+    """What runs was dispatched before the weights changed."""
 
     @property
     def remaining_tokens(self) -> int:
@@ -60,7 +65,7 @@ class Sample:
     def prefix_on(self, machine: "Machine") -> int:
         if machine is self.last_on:
             return self.held_tokens
-        begun = self.event.held_tokens if machine is self.begun_on else 0
+        begun = self.begun_tokens if machine is self.begun_on else 0
         return max(begun, self.shared_tokens if machine in self.prompt_on else 0)
 
     @property
@@ -164,7 +169,7 @@ class World:
                 group = [s for s in alive if s.event.group_id == event.group_id]
                 prompt_on = group[0].prompt_on if group else set()
                 begun_on = self.machines.get(event.held_on) if event.held_on else None
-                sample = Sample(event, prompt_on, begun_on, ready_s=self.now_s)
+                sample = Sample(event, prompt_on, begun_on, event.held_tokens, ready_s=self.now_s)
                 self.samples[event.request_id] = sample
             case ChunkFinished() if event.chunk_id in self.chunks:
                 self._note_finished(event)
@@ -180,6 +185,8 @@ class World:
                 return self._note_cancelled(event.request_id)
             case Paused() | Resumed():
                 self.paused = isinstance(event, Paused)
+            case EpochChanged():
+                self._note_epoch()
         return []
 
     def _end_chunk(self, chunk_id: ChunkId) -> tuple[Sample, Machine]:
@@ -195,8 +202,10 @@ class World:
             return
         sample, machine = self._end_chunk(event.chunk_id)
         sample.generated_tokens += event.new_tokens
-        sample.ended, sample.failures, sample.last_on = event.ended, 0, machine
-        sample.prompt_on.add(machine)
+        sample.ended, sample.failures = event.ended, 0
+        if not sample.of_old:
+            sample.last_on = machine
+            sample.prompt_on.add(machine)
 
     def _note_failed(self, chunk_id: ChunkId, retryable: bool) -> None:
         sample, _ = self._end_chunk(chunk_id)
@@ -207,6 +216,14 @@ class World:
         machine = self.machines.pop(engine_id, None)
         for chunk_id in list(machine.needs if machine else ()):
             self._note_failed(chunk_id, retryable=True)
+
+    def _note_epoch(self) -> None:
+        """No KV of before is of use to anybody."""
+        for sample in self.samples.values():
+            sample.last_on = sample.begun_on = None
+            sample.begun_tokens = 0
+            sample.prompt_on.clear()
+            sample.of_old = sample.running is not None
 
     def _note_cancelled(self, request_id: RequestId) -> Iterable[AbortChunk]:
         sample = self.samples.get(request_id)
@@ -253,7 +270,7 @@ class World:
             assert machine.fits(self._need(sample)), "over the engine's KV or slots"
         machine.needs[action.chunk_id] = machine.pages(self._need(sample))
         self.chunks[action.chunk_id] = sample, machine
-        sample.running = action
+        sample.running, sample.of_old = action, False
 
     def _judge_turn(self, sample: Sample) -> None:
         """Where all that wait could go, one that has waited longest goes now and then."""
@@ -267,7 +284,7 @@ class World:
 
     def _pulled(self, sample: Sample, machine: Machine) -> int:
         """Some machine has computed all tokens so far, or the prompt at least, and the pool has them."""
-        pooled = sample.held_tokens if sample.last_on else sample.event.held_tokens
+        pooled = sample.held_tokens if sample.last_on else sample.begun_tokens
         if sample.prompt_on:
             pooled = max(pooled, sample.shared_tokens)
         gap = pooled - sample.prefix_on(machine)

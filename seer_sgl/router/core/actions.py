@@ -17,7 +17,8 @@ class Dispatch(msgspec.Struct, frozen=True):
     engine_id: EngineId
     max_new_tokens: int
     came_from: EngineId | None = None
-    """The engine that ran the chunk before, if another than this one."""
+    """The engine that ran the chunk before, if another than this one: its KV may come along. None where
+    that chunk was begun under other weights, as all is computed again."""
     pulled_tokens: int = 0
     """Prefix KV to pull from the pool. 0 where the engine has it, or is to compute it itself."""
 

@@ -11,7 +11,7 @@ from seer_sgl.router.core.context import LengthContext
 from seer_sgl.router.core.events import Submitted
 from seer_sgl.router.core.policy import Policy
 from seer_sgl.router.core.settings import CoreSettings
-from seer_sgl.router.core.state import Engine, Group, Request
+from seer_sgl.router.core.state import Chunk, Engine, Group, Request
 from seer_sgl.types import GroupId, RequestId
 
 
@@ -30,7 +30,18 @@ class RequestBuffer:
         self.parked: dict[RequestId, Request] = {}
         """Requests that no present engine could hold; trying them again and again would cost every
         decision."""
+        self.epoch = 0
+        """Rises with the weights: KV of chunks of an earlier one is of no use."""
         self._seq = count()
+
+    def forget_kv(self) -> None:
+        """The weights have changed: nobody holds a prefix of anything. O(n)."""
+        self.epoch += 1
+        for request in self.requests.values():
+            request.last_engine = request.begun_on = None
+            request.begun_tokens = 0
+        for group in self.groups.values():
+            group.prompt_on.clear()
 
     def add(self, event: Submitted, now_s: float, begun_on: Engine | None = None) -> None:
         """Let a new request wait. `begun_on`: the engine that holds the beginning of its prompt.
@@ -100,13 +111,15 @@ class RequestBuffer:
             self.queue.discard(request)
         request.place = "nowhere"
 
-    def record(self, request: Request, engine: Engine, new_tokens: int, ended: bool) -> bool:
+    def record(self, chunk: Chunk, new_tokens: int, ended: bool) -> bool:
         """Note what a chunk brought. True where the sample is complete."""
+        request = chunk.request
         group = request.group
         request.failures = 0
         request.generated_tokens += new_tokens
-        request.last_engine = engine
-        group.prompt_on.add(engine)
+        if chunk.epoch == self.epoch:
+            request.last_engine = chunk.engine
+            group.prompt_on.add(chunk.engine)
         group.longest_tokens = max(group.longest_tokens, request.generated_tokens)
         complete = ended or request.remaining_tokens <= 0
         _count_underway(request, 0 if complete else request.generated_tokens)

@@ -74,6 +74,15 @@ class Resumed(msgspec.Struct, frozen=True):
     """What waits may go again."""
 
 
+class EpochChanged(msgspec.Struct, frozen=True):
+    """The weights have changed: no KV that was computed before is of use, on an engine or in the pool.
+
+    What is known of lengths stays. A chunk that was dispatched before this and ends after it brings its
+    tokens, and leaves no KV. Of requests that are submitted later, what an earlier request is said to
+    hold must be of this epoch.
+    """
+
+
 Event = (
     Ticked
     | Submitted
@@ -84,4 +93,5 @@ Event = (
     | EngineLeft
     | Paused
     | Resumed
+    | EpochChanged
 )

@@ -19,6 +19,7 @@ from seer_sgl.router.core.events import (
     ChunkFinished,
     EngineJoined,
     EngineLeft,
+    EpochChanged,
     Event,
     Paused,
     Resumed,
@@ -64,6 +65,7 @@ class RouterCore:
             Ticked: self._ticked,
             Paused: self._paused,
             Resumed: self._resumed,
+            EpochChanged: self._epoch_changed,
         }
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
@@ -128,7 +130,7 @@ class RouterCore:
         if not event.ended and not event.new_tokens:
             return self._chunk_failed(ChunkFailed(event.chunk_id, "made no progress"), now_s)
         request = self._release(chunk)
-        complete = self.buffer.record(request, chunk.engine, event.new_tokens, event.ended)
+        complete = self.buffer.record(chunk, event.new_tokens, event.ended)
         if request.cancelled:
             return self._deliver(request, "cancelled")
         if complete:
@@ -188,6 +190,11 @@ class RouterCore:
 
     def _resumed(self, _event: Resumed, _now_s: float) -> list[Action]:
         self.scheduler.resume()
+        return []
+
+    def _epoch_changed(self, _event: EpochChanged, _now_s: float) -> list[Action]:
+        self.settling.end_all()
+        self.buffer.forget_kv()
         return []
 
     # ---- ends ----

@@ -93,7 +93,8 @@ class Scheduler:
     def _dispatch(self, request: Request, engine: Engine, pulled: int) -> Dispatch:
         budget = request.budget_tokens
         reserved = engine.reservation_for(request.need_tokens) if self._policy.reserves else 0
-        chunk = Chunk(ChunkId(next(self._chunk_ids)), request, engine, budget, reserved)
+        chunk_id = ChunkId(next(self._chunk_ids))
+        chunk = Chunk(chunk_id, request, engine, budget, reserved, self._buffer.epoch)
         self._chunks[chunk.chunk_id] = chunk
         self._fleet.take(chunk)
         request.chunk, request.place = chunk, "in_flight"

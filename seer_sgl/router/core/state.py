@@ -143,6 +143,7 @@ class Request:
     place: Literal["nowhere", "probes", "group", "parked", "in_flight"] = "nowhere"
     chunk: Chunk | None = None
     last_engine: Engine | None = None
+    """The engine of its last chunk, which has its KV; None where that was under other weights."""
     ready_since_s: float = 0.0
     budget_tokens: int = 0
     """What the next chunk may bring."""
@@ -194,3 +195,5 @@ class Chunk:
     engine: Engine
     max_new_tokens: int
     reserved_tokens: int
+    epoch: int = 0
+    """The buffer's when it was dispatched."""
