@@ -55,38 +55,30 @@ def test_no_engine_is_preferred_for_what_it_held_before(make_core: MakeCore) -> 
 
 
 def test_a_chunk_that_began_before_the_change_leaves_tokens_and_no_kv(make_core: MakeCore) -> None:
-    core = make_core("divided", engine("a", slots=1), placement=ALWAYS_PULL)
+    core = make_core("divided", engine("a"), placement=ALWAYS_PULL)
     play(
         core,
         [
             (submitted("g.0", max_new=150), [dispatch(1, "g.0", 50)]),
-            (EpochChanged(), []),
-            (submitted("h.0"), []),
-            (finished(1, 50), [dispatch(2, "h.0", 50)]),
+            ([EpochChanged(), Paused(), finished(1, 50)], []),
         ],
     )
     request = core.buffer.requests[RequestId("g.0")]
     assert (request.generated_tokens, request.pooled_tokens) == (50, 0)
     assert not request.group.prompt_on
-    play(
-        core,
-        [
-            (joined(engine("b", slots=1)), [dispatch(3, "g.0", 50, "b")]),
-            (finished(3, 50), [dispatch(4, "g.0", 50, "b")]),
-        ],
-    )
+    play(core, [(Resumed(), [dispatch(2, "g.0", 50)]), (finished(2, 50), [dispatch(3, "g.0", 50)])])
     assert request.pooled_tokens == 110, "what is computed under the new weights counts"
 
 
 def test_who_waits_for_kv_of_before_waits_no_longer(make_core: MakeCore) -> None:
-    core = make_core("divided", engine("a", slots=2), settle_s=0.5, placement=ALWAYS_PULL)
+    core = make_core("divided", engine("a", slots=4), settle_s=0.5, placement=ALWAYS_PULL)
+    names = "g.0 h.0 k.0"
     play(
         core,
         [
-            (all_submitted("g.0 h.0"), [dispatch(n, r, 50) for n, r in enumerate(("g.0", "h.0"), 1)]),
-            (submitted("k.0"), []),
-            (finished(1, 50), [dispatch(3, "k.0", 50)]),
-            (joined(engine("b")), [Wake(10.5)]),
+            (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
+            (joined(engine("b", slots=4)), []),
+            (finished(1, 50), [Wake(10.5)]),
             (EpochChanged(), [dispatch(4, "g.0", 50, "b")]),
         ],
         now_s=10.0,
