@@ -53,8 +53,12 @@ class Pump:
             try:
                 self._socket.send_multipart(frames if peer is None else [peer, *frames], zmq.NOBLOCK)
             except zmq.ZMQError as error:
-                log.warning("a message did not leave: %s", error)
+                self.lost(frames, error)
         self._read()  # the socket's descriptor does not tell again of what arrived while it sent
+
+    def lost(self, frames: list[bytes], error: zmq.ZMQError) -> None:
+        """A delivery could not leave."""
+        log.warning("a message did not leave: %s (%d)", error, len(frames))
 
     async def run(self, take: Callable[[list[bytes]], None]) -> None:
         """Take deliveries in until cancelled, or until `take` raises: that is raised.
