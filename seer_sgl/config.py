@@ -46,6 +46,9 @@ class RouterConfig(msgspec.Struct, frozen=True):
     """Samples of a group, where clients do not name groups; None: as many as come together."""
     group_window_s: float = 60.0
     """A group that no request has come for in so long is closed."""
+    salted: bool = True
+    """Every chunk names the weights that it runs under, so that it finds no KV of others. False only to
+    show what would come of it."""
     model: str = ""
     """Model that joining nodes serve unless they say otherwise."""
     pool: PoolAddress | None = None

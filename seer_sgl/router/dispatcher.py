@@ -14,6 +14,7 @@ from typing import Any
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.answers import Answers, SampleStream
 from seer_sgl.router.calls import EngineCalls
+from seer_sgl.router.chunking import Epoch, chunk_body
 from seer_sgl.router.core import RouterCore
 from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
 from seer_sgl.router.core.events import (
@@ -35,9 +36,7 @@ from seer_sgl.router.live import Call, Live
 from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, ChunkProgress, RunChunk, StopChunk
 from seer_sgl.router.requests import Sample
 from seer_sgl.router.roster import Roster
-from seer_sgl.router.sampling import chunk_sampling
 from seer_sgl.router.stopping import Stopping
-from seer_sgl.router.transcript import routed_start
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
 
 log = logging.getLogger(__name__)
@@ -68,11 +67,16 @@ class Dispatcher:
         roster: Roster,
         calls: EngineCalls,
         groups: GroupBook | None = None,
+        salted: bool = True,
     ) -> None:
+        """`salted`: chunks find no KV of other weights. False only to show what would come of it."""
         self.core = core
         self.roster = roster
         self.stopping = Stopping()
         """Set when the router ends: nothing will be answered any more."""
+        self._salted = salted
+        self.epoch = self._epoch_now()
+        """Of the chunks that are dispatched now."""
         self._link = link
         self._answers = Answers(calls, roster)
         self._groups = GroupBook() if groups is None else groups
@@ -165,8 +169,16 @@ class Dispatcher:
         return QueueLoad(len(waiting), len(running), tokens)
 
     def new_epoch(self) -> None:
-        """The weights have changed: what is known of groups and of KV is of the past."""
+        """The weights change: what is known of groups and of KV is of the past.
+
+        To be called when nothing is dispatched, and before anything is under the new weights.
+        """
+        self.roster.epoch += 1
+        self.epoch = self._epoch_now()
         self._groups.new_epoch()
+
+    def _epoch_now(self) -> Epoch:
+        return Epoch(self.roster.epoch, self.roster.epoch_name if self._salted else None)
 
     def _abort(self, lives: Iterable[Live]) -> int:
         told = [live for live in lives if live.state != "done" and not live.aborted]
@@ -356,27 +368,9 @@ class Dispatcher:
     def _run(self, dispatch: Dispatch) -> None:
         live = self._live[dispatch.request_id]
         request = self.core.buffer.requests.get(dispatch.request_id)
-        sample, held_ids = live.sample, live.transcript.held_ids
-        done = live.transcript.ended_tokens
-        tag = {
-            "group": live.group_id,
-            "request": live.number,
-            "done": done,
-            "probe": request is not None and request.is_probe,
-        }
-        most = dispatch.max_new_tokens if sample.max_new_tokens != 0 else 0
-        body = {
-            **sample.body,
-            "rid": f"{sample.rid}.{dispatch.chunk_id}",
-            "sampling_params": chunk_sampling(sample.sampling, most, done, tag),
-        }
-        if sample.text is None or sample.divisible:
-            body["input_ids"] = held_ids
-        else:
-            body["text"] = sample.text  # images and the like stand in it
-        if body.get("return_routed_experts"):
-            wanted = body.get("routed_experts_start_len")
-            body["routed_experts_start_len"] = routed_start(wanted, len(held_ids), len(held_ids) - done)
+        is_probe = request is not None and request.is_probe
+        body = chunk_body(live, dispatch, self.epoch, is_probe)
+        live.transcript.epoch = self.epoch.number
         self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from seer_sgl.kv.salts import epoch_name, new_life
 from seer_sgl.router.messages import Heartbeat, Register
 from seer_sgl.types import EngineId, EngineSpec
 
@@ -31,10 +32,16 @@ class Roster:
         self.members: dict[EngineId, Member] = {}
         self.epoch = 0
         """Weight changes since the router started."""
+        self._life = new_life()
 
     def __len__(self) -> int:
         """Engines that get traffic."""
         return sum(not member.quarantine for member in self.members.values())
+
+    @property
+    def epoch_name(self) -> str:
+        """Of the epoch, among all epochs of all routers."""
+        return epoch_name(self._life, self.epoch)
 
     def register(self, peer: bytes, card: Register, now_s: float) -> Member:
         """Take an engine in; see its `quarantine` for whether it may get traffic."""

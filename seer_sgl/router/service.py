@@ -99,8 +99,7 @@ class RouterService:
         batches = await self._opened_batches(listeners)
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
-        groups = GroupBook(config.group_size, config.group_window_s)
-        self.dispatcher = Dispatcher(self.core, self._link, self.roster, self._calls, groups)
+        self.dispatcher = self._dispatcher()
         self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
         traffic = self._traffic = Traffic()
         registry = registry_of(self.core, self.drafts, self.roster, traffic)
@@ -133,6 +132,11 @@ class RouterService:
             asyncio.create_task(self._plane.catch_up_forever(), name="late engines"),
         ]
         return self
+
+    def _dispatcher(self) -> Dispatcher:
+        config = self._config
+        groups = GroupBook(config.group_size, config.group_window_s)
+        return Dispatcher(self.core, self._link, self.roster, self._calls, groups, config.salted)
 
     def _engine_ports(self) -> EnginePorts | None:
         config = self._config

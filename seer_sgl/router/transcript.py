@@ -62,6 +62,8 @@ class Transcript:
         self.prompt_ids = prompt_ids
         self.output_ids: list[int] = []
         """Of ended chunks, and what the running one has shown."""
+        self.epoch = 0
+        """Of the weights under which the running chunk was dispatched."""
         self.text_known = True
         """False where a chunk's own text does not follow on the text before, as an edge runs through a
         character, or as nobody kept the text: see `text_request`."""
@@ -150,7 +152,8 @@ class Transcript:
         ids = answer["output_ids"]
         if ids:
             self._last_engine = engine_id
-        self._chunks.append(_chunk_record(answer, engine_id, came_from, input_tokens))
+        record = _chunk_record(answer, engine_id, came_from, input_tokens)
+        self._chunks.append({**record, "epoch": self.epoch})
         self._spans += _shifted(meta.pop("weight_versions", None) or [], offset)
         if len(self._chunks) == 1:
             self._besides = {k: v for k, v in answer.items() if k not in _ANSWER}
@@ -317,6 +320,7 @@ def _chunk_record(
         "new_tokens": len(answer["output_ids"]),
         "cached_tokens": meta.get("cached_tokens", 0),
         "pool_tokens": details.get("storage", 0),
+        "pool_wait_s": meta.get("storage_prefetch_wait", 0.0),
     }
 
 

@@ -52,7 +52,6 @@ TRIED: dict[str, Any] = {
     "lora_path": "adapter",
     "lora_id": "1",
     "extra_key": "k",
-    "cache_salt": "s",
     "priority": 3,
     "custom_labels": {"a": "b"},
     "routing_key": "r",
@@ -227,3 +226,12 @@ def test_ids_of_chunks_differ_and_none_is_grouped_or_multiplied_again() -> None:
     for body in bodies:
         assert "group_id" not in body
         assert "n" not in body["sampling_params"]
+
+
+def test_salts_are_one_for_all_chunks_and_differ_as_the_clients_do() -> None:
+    salts = [
+        {chunk["cache_salt"] for chunk in bodies_of(body)[0]}
+        for body in ({}, {"cache_salt": "s"}, {"cache_salt": "t"})
+    ]
+    assert all(len(each) == 1 for each in salts)
+    assert len(set.union(*salts)) == 3

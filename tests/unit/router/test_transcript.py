@@ -66,6 +66,8 @@ def test_chunks_add_up() -> None:
         "new_tokens": 1,
         "cached_tokens": 4,
         "pool_tokens": 4,
+        "pool_wait_s": 0.0,
+        "epoch": 0,
     }
 
 
