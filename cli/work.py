@@ -105,6 +105,9 @@ _LABELS = {
     "moved_chunks": "chunks resumed on another engine",
     "prefix_found_share": "share of their prefix found",
     "pool_share": "share of their prefix loaded from the pool",
+    "moved_without_prefix": "of these chunks, those that found nothing",
+    "computed_again_tokens": "prompt tokens computed again",
+    "pool_wait_s": "seconds that chunks waited for the pool",
     "retractions": "retractions",
     "reward": "mean reward",
 }

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from cli.work import RolloutJob, read_prompts, run_job
+from cli.work import _LABELS, RolloutJob, read_prompts, run_job
 from seer_sgl.rollout.client import Prompt
+from seer_sgl.rollout.report import Report
 from seer_sgl.testing.engine import continuation
 from tests.unit.router.conftest import Cluster, cluster, run, server
 
@@ -70,3 +71,7 @@ def test_failures_are_told_and_make_the_exit_code(
     shown = capsys.readouterr().err
     assert shown.count("token ids must lie in") == 5
     assert "and 3 more" in shown
+
+
+def test_every_figure_of_the_report_is_shown() -> None:
+    assert set(_LABELS) == set(Report.__struct_fields__)

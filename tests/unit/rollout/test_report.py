@@ -66,6 +66,9 @@ def test_sums() -> None:
         moved_chunks=2,
         prefix_found_share=48 / 64,
         pool_share=16 / 64,
+        moved_without_prefix=0,
+        computed_again_tokens=0,
+        pool_wait_s=None,
         retractions=3,
         reward=0.5,
     )
@@ -75,3 +78,39 @@ def test_what_has_no_answer_is_none() -> None:
     report = report_on([result("g", 0.0, 0, chunk("b", 16))], page_tokens=16)
     assert (report.prefix_found_share, report.pool_share, report.reward) == (None, None, None)
     assert report.tokens_per_s == 0.0
+
+
+def test_what_the_pool_cost() -> None:
+    late = chunk("b", 65, cached=0)
+    partly = chunk("b", 65, cached=48, pool=16)
+    home = chunk(None, 100, cached=80)
+    results = [
+        result("g", 1.0, 1, chunk(None, 20), late, partly, home),
+        # The first chunk of a request computes what nobody had computed: a prompt.
+        result("g", 1.0, 1, chunk(None, 500)),
+        # Too short for a page: nothing could be found.
+        result("h", 1.0, 1, chunk(None, 9), chunk("b", 16)),
+    ]
+    report = report_on(results, page_tokens=16)
+    assert report.moved_without_prefix == 1
+    assert report.computed_again_tokens == 64 + (64 - 48) + (96 - 80)
+    assert report.prefix_found_share == 48 / 128
+
+
+def test_chunks_under_other_weights_find_nothing_and_should_not() -> None:
+    chunks = [
+        chunk(None, 33) | {"epoch": 1},
+        chunk("b", 65) | {"epoch": 2},
+        chunk("b", 97, cached=64) | {"epoch": 2},
+    ]
+    report = report_on([result("g", 1.0, 1, *chunks)], page_tokens=16)
+    assert (report.moved_chunks, report.moved_without_prefix) == (2, 0)
+    assert report.computed_again_tokens == 96 - 64
+    assert report.prefix_found_share == 64 / 96
+
+
+def test_waits_for_the_pool_add_up_where_engines_tell_them() -> None:
+    chunks = [chunk(None, 10) | {"prefetch_wait_s": wait_s} for wait_s in (0.25, None, 0.0, 0.5)]
+    assert report_on([result("g", 1.0, 1, *chunks)], page_tokens=16).pool_wait_s == 0.75
+    silent = [chunk(None, 10) | {"prefetch_wait_s": None}, chunk(None, 10)]
+    assert report_on([result("g", 1.0, 1, *silent)], page_tokens=16).pool_wait_s is None
