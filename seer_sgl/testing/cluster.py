@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
 
 from seer_sgl.config import RouterConfig
 from seer_sgl.engine.agent import Agent
@@ -16,12 +19,19 @@ from seer_sgl.spec.settings import DraftSettings
 
 @contextlib.asynccontextmanager
 async def attached_router(
-    urls: Sequence[str], policy: Policy, chunk_tokens: int, draft: DraftSettings | None = None
+    urls: Sequence[str],
+    policy: Policy,
+    chunk_tokens: int,
+    draft: DraftSettings | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[str, RouterService]]:
     """A router with an agent for each server, all in this process; yields its URL and itself.
 
     Its chunks are short, and moved ones always pull their prefix: what small models show of large ones.
-    `draft`: how the servers speculate, if they do.
+
+    Args:
+        draft: how the servers speculate, if they do.
+        settings: fields of `RouterConfig` that are to be others than here.
     """
     config = RouterConfig(
         http_port=free_port(),
@@ -30,6 +40,7 @@ async def attached_router(
         pull_margin_tokens=0,
         draft=draft,
     )
+    config = replace(config, **settings)
     head = f"{config.host}:{config.agent_port}"
     async with RouterService(config, policy) as service:
         agents = [
