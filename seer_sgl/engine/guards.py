@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 Facts = Mapping[str, Any]
-_LARGEST_READ_BYTES = 64 * 2**20
+LARGEST_READ_BYTES = 64 * 2**20
 """A larger body is passed on unread: it is no slip of the hand, and reading it takes long."""
 _PICKLE_START = ("gA",)
 """Base64 of a pickle's first byte, 0x80."""
@@ -27,9 +27,9 @@ def objection(method: str, target: str, body: bytes, facts: Facts) -> str:
     if not path.startswith("/"):
         return f"{target!r} is no path"
     check = _CHECKS.get(path)
-    if check is None or len(body) > _LARGEST_READ_BYTES:
+    if check is None or len(body) > LARGEST_READ_BYTES:
         return ""
-    reason = check(_object(body), facts)
+    reason = check(body_object(body), facts)
     return f"{path}: {reason}" if reason else ""
 
 
@@ -42,7 +42,7 @@ def profile_folder(target: str, body: bytes) -> str:
     """Where this call would have a profile written; empty where it says nothing of it."""
     if target.partition("?")[0] != "/start_profile":
         return ""
-    folder = _object(body).get("output_dir")
+    folder = body_object(body).get("output_dir")
     return folder if isinstance(folder, str) else ""
 
 
@@ -67,7 +67,7 @@ class Watched:
 
     def note_done(self, target: str, body: bytes) -> None:
         """A call went well."""
-        said = _object(body)
+        said = body_object(body)
         released, tags = self.facts.get("released", []), _tags(said)
         match target.partition("?")[0]:
             case "/pause_generation":
@@ -88,7 +88,7 @@ class Watched:
                 self.facts["released"] = [tag for tag in released if tag not in tags]
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def body_object(body: bytes) -> dict[str, Any]:
     """A body as JSON; one that is none is refused by SGLang itself."""
     try:
         decoded = msgspec.json.decode(body) if body else {}

@@ -2,9 +2,9 @@
 
 `activate_platform` answers with our CPU platform only where no accelerator is present, so a CUDA
 machine never sees it. `load` registers the speculative algorithm, the front that has the router generate
-what comes through it, on our CPU platform also attention and sampling, and one hook that adds our own
-line to `/server_info`; SGLang logs a plugin that fails and goes on without it, and that line is how a
-launcher proves that it did not.
+what comes through it, hooks that keep a failed weight update from ending the server, on our CPU platform
+also attention and sampling, and one hook that adds our own line to `/server_info`; SGLang logs a plugin
+that fails and goes on without it, and that line is how a launcher proves that it did not.
 """
 
 import os
@@ -48,10 +48,11 @@ def load() -> None:
     """Register our hooks. SGLang calls this once in each process, before it serves."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from seer_sgl.engine import front, speculative
+    from seer_sgl.engine import front, speculative, updates
 
     HookRegistry.register(_INTERNAL_STATE, _add_proof, HookType.AFTER)
     HookRegistry.register(front.TARGET, front.generate_request, HookType.AROUND)
+    updates.register(HookRegistry, HookType.AROUND)
     speculative.register()
     if activate_platform() is not None:
         _load_on_cpu()

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from seer_sgl.engine.guards import Watched, asks_for_load, objection, profile_folder
+from seer_sgl.engine.incoming import Incoming
 from seer_sgl.engine.increments import EventError, Events, Increments
 from seer_sgl.engine.sglang import Answer, EngineInfo, SGLangClient, decoded, error_message
 from seer_sgl.errors import EngineUnreachable
@@ -47,6 +48,7 @@ class Work:
         self._engine_id = info.spec.engine_id
         self._watched = Watched(info.facts, info.launched)
         self._is_ours = info.launched
+        self._incoming = Incoming(info.facts)
         self._send = send
         self.router_url = ""
         """Where the router serves HTTP; told to SGLang with every call."""
@@ -107,6 +109,8 @@ class Work:
         if self._is_ours and (folder := profile_folder(call.target, call.body)):
             self._watched.facts["no_folder"] = _why_no_folder(folder)
         reason = objection(call.method, call.target, call.body, self._watched.facts)
+        if not reason and self._is_ours and Incoming.concerns(call.target):
+            reason = await asyncio.to_thread(self._incoming.objection, call.target, call.body)
         if reason:
             self._send(self._refusal(call, reason))
             return

@@ -240,3 +240,17 @@ def test_what_would_end_the_server_is_refused_by_the_agent() -> None:
 
     (refused,) = told(answer, call("/release_memory_occupation"))
     assert (refused.status, b"--enable-memory-saver" in refused.body) == (400, True)
+
+
+@pytest.mark.parametrize(("launched", "status"), [(True, 400), (False, 200)])
+def test_a_folder_of_weights_is_looked_at_where_the_server_is_ours(launched: bool, status: int) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"success": True, "message": ""})
+
+    update = call("/update_weights_from_disk", b'{"model_path":"/none"}')
+    (answered,) = told(answer, update, launched=launched)
+    assert answered.status == status
+    said = msgspec.json.decode(answered.body)
+    if launched:
+        message = said["error"]["message"]
+        assert message.startswith("/update_weights_from_disk: the folder /none does not exist")
