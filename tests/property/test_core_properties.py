@@ -20,6 +20,7 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    Recalled,
     Resumed,
     Submitted,
     Ticked,
@@ -51,6 +52,7 @@ events = st.one_of(
     st.tuples(st.just("late"), nth),
     st.tuples(st.just("pause"), st.booleans()),
     st.tuples(st.just("epoch")),
+    st.tuples(st.just("recall")),
 )
 steps = st.one_of(
     *[events] * 4,
@@ -133,6 +135,9 @@ class Story:
 
     def _pause(self, on: bool) -> list[Event]:
         return [Paused() if on else Resumed()]
+
+    def _recall(self) -> list[Event]:
+        return [Recalled()]
 
     def _epoch(self) -> list[Event]:
         return [EpochChanged()]

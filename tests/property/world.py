@@ -4,9 +4,7 @@ The model knows nothing of queues or probes. It keeps what a client and the engi
 what must hold whatever the policy decides.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from seer_sgl.errors import IllegalEventError
@@ -21,94 +19,14 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    Recalled,
     Resumed,
     Submitted,
     Ticked,
 )
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
-
-
-@dataclass(eq=False)
-class Sample:
-    """A request as its client sees it."""
-
-    event: Submitted
-    prompt_on: "set[Machine]"
-    """Shared by the samples of a group: the machines that have computed its prompt."""
-    begun_on: "Machine | None" = None
-    """Where an earlier request computed the beginning of its prompt."""
-    begun_tokens: int = 0
-    """How much that was; 0 once the weights have changed."""
-    generated_tokens: int = 0
-    failures: int = 0
-    ended: bool = False
-    cancelled: bool = False
-    hopeless: bool = False
-    """A failure that is not to be retried."""
-    last_on: "Machine | None" = None
-    ready_s: float = 0.0
-    aside: bool = False
-    """It may have been set aside since then, so that it is not known for how long it has waited."""
-    running: Dispatch | None = None
-    of_old: bool = False
-    """What runs was dispatched before the weights changed."""
-
-    @property
-    def remaining_tokens(self) -> int:
-        return self.event.max_new_tokens - self.generated_tokens
-
-    @property
-    def held_tokens(self) -> int:
-        return self.event.prompt_tokens + self.generated_tokens
-
-    def prefix_on(self, machine: "Machine") -> int:
-        if machine is self.last_on:
-            return self.held_tokens
-        begun = self.begun_tokens if machine is self.begun_on else 0
-        return max(begun, self.shared_tokens if machine in self.prompt_on else 0)
-
-    @property
-    def shared_tokens(self) -> int:
-        shared = self.event.shared_tokens
-        return self.event.prompt_tokens if shared is None else shared
-
-
-@dataclass(eq=False)
-class Machine:
-    """One life of an engine: another one under the same id is another machine."""
-
-    spec: EngineSpec
-    needs: dict[ChunkId, int] = field(default_factory=dict)
-    """KV tokens of each running chunk, in whole pages."""
-
-    draft_tokens: int = 0
-
-    @property
-    def capacity_tokens(self) -> int:
-        return self.spec.kv_capacity_tokens - self.spec.kv_capacity_tokens % self.spec.page_tokens
-
-    @property
-    def free_tokens(self) -> int:
-        return self.capacity_tokens - sum(self.needs.values())
-
-    def pages(self, tokens: int) -> int:
-        with_draft = tokens + self.draft_tokens
-        whole = -(-with_draft // self.spec.page_tokens) * self.spec.page_tokens
-        return min(whole, self.capacity_tokens)
-
-    def able(self, tokens: int) -> bool:
-        return tokens <= self.capacity_tokens
-
-    def fits(self, tokens: int) -> bool:
-        slot = len(self.needs) < self.spec.max_running_requests
-        return slot and self.able(tokens) and self.pages(tokens) <= self.free_tokens
-
-    @property
-    def room_tokens(self) -> int:
-        """The longest request that fits."""
-        lengths = range(1, self.capacity_tokens + 1)
-        return bisect_left(lengths, True, key=lambda tokens: not self.fits(tokens))
+from tests.property.cluster import Machine, Sample
 
 
 def heard(core: RouterCore, events: list[Event], now_s: float) -> list[Any]:
@@ -185,6 +103,8 @@ class World:
                 return self._note_cancelled(event.request_id)
             case Paused() | Resumed():
                 self.paused = isinstance(event, Paused)
+            case Recalled():
+                return self._note_recalled()
             case EpochChanged():
                 self._note_epoch()
         return []
@@ -194,13 +114,17 @@ class World:
         self.ended_chunks.append(chunk_id)
         del machine.needs[chunk_id]
         sample.running, sample.ready_s, sample.aside = None, self.now_s, False
+        sample.recalled = False
         return sample, machine
 
     def _note_finished(self, event: ChunkFinished) -> None:
-        if not event.new_tokens and not event.ended:
+        nothing = not event.new_tokens and not event.ended
+        if nothing and not self.chunks[event.chunk_id][0].recalled:
             self._note_failed(event.chunk_id, retryable=True)
             return
         sample, machine = self._end_chunk(event.chunk_id)
+        if nothing:
+            return
         sample.generated_tokens += event.new_tokens
         sample.ended, sample.failures = event.ended, 0
         if not sample.of_old:
@@ -216,6 +140,15 @@ class World:
         machine = self.machines.pop(engine_id, None)
         for chunk_id in list(machine.needs if machine else ()):
             self._note_failed(chunk_id, retryable=True)
+
+    def _note_recalled(self) -> Iterable[AbortChunk]:
+        """All that runs stops, unless its client has stopped it, or it cannot go on later."""
+        aborts = []
+        for chunk_id, (sample, machine) in self.chunks.items():
+            if sample.event.divisible and not sample.cancelled and not sample.recalled:
+                sample.recalled = True
+                aborts.append(AbortChunk(chunk_id, machine.spec.engine_id))
+        return aborts
 
     def _note_epoch(self) -> None:
         """No KV of before is of use to anybody."""

@@ -74,6 +74,21 @@ class Resumed(msgspec.Struct, frozen=True):
     """What waits may go again."""
 
 
+class Recalled(msgspec.Struct, frozen=True):
+    """What runs is to come back with what it has, and goes on later. To be told during a pause, or it
+    goes on at once.
+
+    The core answers with one `AbortChunk` for every chunk of a divisible request; the others run on. No
+    client is answered. Whoever performs it has an engine stop each of these chunks, and then tells
+
+    - `ChunkFinished(chunk, tokens, ended=False)` where the engine answers that it was aborted: with all
+      tokens that it brought, which stay, also where there are none (that counts as no failure);
+    - what it would have told otherwise, where the chunk ended before the abort came, or broke.
+
+    `RouterCore.is_recalled` tells such a chunk from one whose client, or whose engine, ended it.
+    """
+
+
 class EpochChanged(msgspec.Struct, frozen=True):
     """The weights have changed: no KV that was computed before is of use, on an engine or in the pool.
 
@@ -93,5 +108,6 @@ Event = (
     | EngineLeft
     | Paused
     | Resumed
+    | Recalled
     | EpochChanged
 )

@@ -22,6 +22,7 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    Recalled,
     Resumed,
     Submitted,
     Ticked,
@@ -65,6 +66,7 @@ class RouterCore:
             Ticked: self._ticked,
             Paused: self._paused,
             Resumed: self._resumed,
+            Recalled: self._recalled,
             EpochChanged: self._epoch_changed,
         }
 
@@ -94,6 +96,11 @@ class RouterCore:
     def at_ease(self, tokens: int) -> bool:
         """Whether nothing waits, and some engine has room for so many tokens more."""
         return not len(self.buffer.queue) and tokens <= self.fleet.room_tokens()
+
+    def is_recalled(self, chunk_id: ChunkId) -> bool:
+        """Whether the chunk runs, and `Recalled` has told it to stop."""
+        chunk = self.chunks.get(chunk_id)
+        return chunk is not None and chunk.recalled
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -127,10 +134,11 @@ class RouterCore:
                 f"chunk {event.chunk_id} of {chunk.request.request_id!r} brought {event.new_tokens} "
                 f"tokens; it was given {chunk.max_new_tokens}"
             )
-        if not event.ended and not event.new_tokens:
+        nothing = not event.ended and not event.new_tokens
+        if nothing and not chunk.recalled:
             return self._chunk_failed(ChunkFailed(event.chunk_id, "made no progress"), now_s)
         request = self._release(chunk)
-        complete = self.buffer.record(chunk, event.new_tokens, event.ended)
+        complete = not nothing and self.buffer.record(chunk, event.new_tokens, event.ended)
         if request.cancelled:
             return self._deliver(request, "cancelled")
         if complete:
@@ -191,6 +199,15 @@ class RouterCore:
     def _resumed(self, _event: Resumed, _now_s: float) -> list[Action]:
         self.scheduler.resume()
         return []
+
+    def _recalled(self, _event: Recalled, _now_s: float) -> list[Action]:
+        aborts: list[Action] = []
+        for chunk in self.chunks.values():
+            request = chunk.request
+            if request.divisible and not request.cancelled and not chunk.recalled:
+                chunk.recalled = True
+                aborts.append(AbortChunk(chunk.chunk_id, chunk.engine.engine_id))
+        return aborts
 
     def _epoch_changed(self, _event: EpochChanged, _now_s: float) -> list[Action]:
         self.settling.end_all()

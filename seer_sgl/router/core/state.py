@@ -197,3 +197,5 @@ class Chunk:
     reserved_tokens: int
     epoch: int = 0
     """The buffer's when it was dispatched."""
+    recalled: bool = False
+    """It was told to stop, so that its request can go on later."""
