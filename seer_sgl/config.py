@@ -52,6 +52,12 @@ class RouterConfig(msgspec.Struct, frozen=True):
     model: str = ""
     """Model that joining nodes serve unless they say otherwise."""
     pool: PoolAddress | None = None
+    pool_keeper: str = ""
+    """ZeroMQ address of the keeper of `pool`; empty where nobody keeps it."""
+    kv_release: bool = True
+    """Free a request's KV in the pool as soon as it has finished, rather than when room is needed."""
+    update_timeout_s: float = 600.0
+    """An engine that takes longer over a change of weights has failed."""
     draft: DraftSettings | None = None
     """How the engines of joining nodes draft, and where the draft servers are; None: they do not."""
     engine_args: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """The namespace of KV that one client's requests share under one set of weights. Pure.
 
-SGLang's cache keys know nothing of weights; they do know a `cache_salt`, on all levels from the device to
-the pool. A salt that changes with the weights makes older KV unreachable, whatever failed to clear it and
-however late it was written.
+SGLang's cache keys know nothing of weights; they do know a `cache_salt`, on all levels from the device
+to the pool. A salt that changes with the weights makes older KV unreachable, whatever failed to clear it
+and however late it was written.
 """
 
 import secrets

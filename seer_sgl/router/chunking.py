@@ -34,7 +34,7 @@ class Epoch:
         return own if self.name is None else chunk_salt(own, self.name)
 
     def salted(self, body: bytes) -> bytes:
-        """A request of OpenAI's API that an engine generates by itself; a body that is wrong stays so."""
+        """A request of OpenAI's API that an engine generates by itself; a wrong body stays so."""
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
             own = msgspec.json.decode(fields.get("cache_salt", b"null"), type=str | list[str] | None)

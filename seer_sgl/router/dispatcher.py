@@ -23,27 +23,27 @@ from seer_sgl.router.core.events import (
     ChunkFinished,
     EngineJoined,
     EngineLeft,
+    EpochChanged,
     Event,
     Paused,
     Resumed,
     Submitted,
     Ticked,
 )
+from seer_sgl.router.gathering import Gathering
 from seer_sgl.router.grouping import GroupBook
 from seer_sgl.router.intake import Intake
 from seer_sgl.router.link import AgentLink
 from seer_sgl.router.live import Call, Live
 from seer_sgl.router.messages import ChunkAnswered, ChunkBroke, ChunkProgress, RunChunk, StopChunk
+from seer_sgl.router.pool import NoPool, Reopened
+from seer_sgl.router.pooling import Pooling
 from seer_sgl.router.requests import Sample
 from seer_sgl.router.roster import Roster
 from seer_sgl.router.stopping import Stopping
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
 
 log = logging.getLogger(__name__)
-
-GATHER_S = 0.002
-"""Requests that arrive within this are submitted as one, so that all their probes go first. Where all of
-them fit anyway, nothing is gained by that, and they go at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class Dispatcher:
         calls: EngineCalls,
         groups: GroupBook | None = None,
         salted: bool = True,
+        pool: NoPool | None = None,
     ) -> None:
         """`salted`: chunks find no KV of other weights. False only to show what would come of it."""
         self.core = core
@@ -78,15 +79,14 @@ class Dispatcher:
         self.epoch = self._epoch_now()
         """Of the chunks that are dispatched now."""
         self._link = link
+        self._pooling = Pooling(pool or NoPool())
         self._answers = Answers(calls, roster)
         self._groups = GroupBook() if groups is None else groups
         self._intake = Intake(roster, calls, self._groups, self._submit)
         self.stopping.then.add(self._intake.stop)
         self._live: dict[RequestId, Live] = {}
         self._running: dict[ChunkId, Dispatch] = {}
-        self._pending: dict[RequestId, Submitted] = {}
-        self._pending_tokens = 0
-        self._soon = False
+        self._gathering = Gathering(lambda events: self._handle([*events]), core.at_ease)
 
     # ---- for clients ----
 
@@ -127,7 +127,7 @@ class Dispatcher:
 
     def pause(self) -> None:
         """Dispatch nothing until `resume`; requests wait."""
-        self._flush()
+        self._gathering.flush()
         self._handle([Paused()])
 
     def resume(self) -> None:
@@ -173,12 +173,23 @@ class Dispatcher:
 
         To be called when nothing is dispatched, and before anything is under the new weights.
         """
+        self._gathering.flush()
         self.roster.epoch += 1
         self.epoch = self._epoch_now()
         self._groups.new_epoch()
+        self._pooling.new_epoch()
+        self._handle([EpochChanged()])
 
     def _epoch_now(self) -> Epoch:
         return Epoch(self.roster.epoch, self.roster.epoch_name if self._salted else None)
+
+    async def watch_pool(self) -> None:
+        """Hear of the pool until cancelled."""
+        await self._pooling.pool.run(lambda request_id, tokens: None, None, self._told_of)
+
+    def _told_of(self, request_id: RequestId) -> Reopened | None:
+        live = self._live.get(request_id)
+        return None if live is None else self._pooling.told_of(live, self.epoch)
 
     def _abort(self, lives: Iterable[Live]) -> int:
         told = [live for live in lives if live.state != "done" and not live.aborted]
@@ -191,7 +202,7 @@ class Dispatcher:
         cancelled: list[Event] = []
         for live in lives:
             name = live.request_id
-            if live.state == "submitted" and self._pending.pop(name, None) is None:
+            if live.state == "submitted" and not self._gathering.take(name):
                 cancelled.append(Cancelled(name))
             else:
                 self._live.pop(name, None)
@@ -202,23 +213,8 @@ class Dispatcher:
     # ---- on their way ----
 
     def _submit(self, placed: list[tuple[Live, Submitted]]) -> None:
-        first = not self._pending
-        for live, event in placed:
-            self._live[live.request_id] = live
-            self._pending[live.request_id] = event
-            self._pending_tokens += event.prompt_tokens + event.max_new_tokens
-        if self.core.at_ease(self._pending_tokens):
-            if not self._soon:
-                self._soon = True
-                asyncio.get_running_loop().call_soon(self._flush)
-        elif first:
-            asyncio.get_running_loop().call_later(GATHER_S, self._flush)
-
-    def _flush(self) -> None:
-        self._soon, self._pending_tokens = False, 0
-        if self._pending:
-            pending, self._pending = self._pending, {}
-            self._handle(list(pending.values()))
+        self._live.update((live.request_id, live) for live, _ in placed)
+        self._gathering.add([event for _, event in placed])
 
     def _close(self, call: Call) -> None:
         left = self._intake.close(call)
@@ -270,7 +266,7 @@ class Dispatcher:
         if finish.get("type") == "abort":
             self._chunk_aborted(live, dispatch, message.answer, finish)
             return
-        live.transcript.add(message.answer, dispatch.engine_id, dispatch.came_from)
+        self._took(live, dispatch, message.answer)
         # SGLang also ends with `length` where it cut the budget itself: nothing would follow.
         ended = finish.get("type") != "length" or new_tokens < dispatch.max_new_tokens
         live.complete = ended or live.transcript.ended_tokens >= live.budget_tokens
@@ -283,14 +279,14 @@ class Dispatcher:
         chunk_id, tokens = dispatch.chunk_id, len(answer["output_ids"])
         asked_for = live.aborted or self.paused or self._is_cancelled(dispatch.request_id)
         if asked_for and finish.get("status_code") is None:
-            live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
+            self._took(live, dispatch, answer)
             live.aborted = live.aborted or "Abort by an engine"
             self._handle([Cancelled(dispatch.request_id), ChunkFinished(chunk_id, tokens, True)])
             return
         reason = f"{dispatch.engine_id} aborted it: {finish.get('message')}"
         live.last_status = finish.get("status_code")
         if tokens and live.sample.divisible and live.last_status is None:
-            live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
+            self._took(live, dispatch, answer)
             live.complete = live.transcript.ended_tokens >= live.budget_tokens
             self._handle([ChunkFinished(chunk_id, tokens, False)])
             return
@@ -318,10 +314,16 @@ class Dispatcher:
         if not transcript.shown_tokens:
             return None
         tokens = transcript.keep_progress(dispatch.engine_id, dispatch.came_from)
+        self._pooling.ended(live, tokens)
         if live.sample.divisible:
             live.complete = transcript.ended_tokens >= live.budget_tokens
             return ChunkFinished(dispatch.chunk_id, tokens, ended=False)
         return ChunkFailed(dispatch.chunk_id, f"{reason}; what it has shown stays", retryable=False)
+
+    def _took(self, live: Live, dispatch: Dispatch, answer: dict[str, Any]) -> None:
+        """Note what a chunk has brought."""
+        live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
+        self._pooling.ended(live, len(answer["output_ids"]))
 
     def _take_running(self, message: ChunkAnswered | ChunkBroke) -> Dispatch | None:
         """What a message is about; None for a late one, or one about an earlier router's chunk."""
@@ -360,6 +362,7 @@ class Dispatcher:
                     self._deliver(self._live.pop(request_id), action)
 
     def _deliver(self, live: Live, deliver: Deliver) -> None:
+        self._pooling.over(live, deliver.outcome == "finished")
         engine_id = live.transcript.last_engine
         if engine_id is not None and live.trail is not None:
             self._groups.end(live.trail, live.transcript.output_ids, live.group_id, engine_id)
@@ -371,6 +374,7 @@ class Dispatcher:
         is_probe = request is not None and request.is_probe
         body = chunk_body(live, dispatch, self.epoch, is_probe)
         live.transcript.epoch = self.epoch.number
+        self._pooling.dispatched(live, self.epoch)
         self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))
 

@@ -47,6 +47,7 @@ from seer_sgl.router.messages import (
     WhoAreYou,
 )
 from seer_sgl.router.metrics import registry_of
+from seer_sgl.router.pool import NoPool, PoolKeeper
 from seer_sgl.router.ports import EnginePorts
 from seer_sgl.router.roster import Roster
 from seer_sgl.router.workers import Attachments
@@ -97,6 +98,7 @@ class RouterService:
                 listener.close()
             raise
         batches = await self._opened_batches(listeners)
+        self.pool = PoolKeeper(config.pool_keeper) if config.pool_keeper else NoPool()
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
         self.dispatcher = self._dispatcher()
@@ -129,6 +131,7 @@ class RouterService:
             asyncio.create_task(self._link.receive_forever(self._on_message), name="agents"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self.drafts.watch(), name="drafts"),
+            asyncio.create_task(self.dispatcher.watch_pool(), name="pool"),
             asyncio.create_task(self._plane.catch_up_forever(), name="late engines"),
         ]
         return self
@@ -136,7 +139,9 @@ class RouterService:
     def _dispatcher(self) -> Dispatcher:
         config = self._config
         groups = GroupBook(config.group_size, config.group_window_s)
-        return Dispatcher(self.core, self._link, self.roster, self._calls, groups, config.salted)
+        return Dispatcher(
+            self.core, self._link, self.roster, self._calls, groups, config.salted, self.pool
+        )
 
     def _engine_ports(self) -> EnginePorts | None:
         config = self._config
@@ -163,6 +168,7 @@ class RouterService:
             await self._front.ports.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._link.close()
+        self.pool.close()
 
     async def _opened_batches(self, listeners: list[socket.socket]) -> BatchService | None:
         """Where the configuration names a data folder.
@@ -224,6 +230,8 @@ class RouterService:
         member = self.roster.register(peer, card, time.monotonic())
         self._link.send(peer, Welcome(self._config.heartbeat_s, self._config.http_port))
         log.info("engine %s joined: %s", card.spec.engine_id, card.url)
+        if layout := card.facts.get("pool_layout"):
+            self.pool.layout(layout["prefix"], layout["suffixes"], card.spec.page_tokens)
         self._plane.engine_joined(card.spec.engine_id)
         if self._front.ports is not None:
             self._front.ports.engine_joined(card.spec.engine_id)
