@@ -35,9 +35,9 @@ class Report(msgspec.Struct, frozen=True):
     computed_again_tokens: int
     """Prefill tokens of resumed chunks that were neither on their engine nor in the pool, though an
     earlier chunk had computed them. After a change of weights there is nothing to find: none count."""
-    pool_wait_s: float | None
-    """Seconds that chunks waited on engines for what the pool had, in sum over all chunks; None where
-    the engines do not tell."""
+    pool_wait_s: float
+    """Seconds that chunks waited on engines for what the pool had, in sum over all chunks. Engines tell
+    with `--enable-metrics`."""
     retractions: int
     reward: float | None
 
@@ -60,7 +60,6 @@ def report_on(
     pulled = [chunk for chunk in moved if id(chunk) not in renewed]
     resumed = [c for r in answered for c in chunks_of(r)[1:] if id(c) not in renewed]
     findable = sum(_findable(chunk, page_tokens) for chunk in pulled)
-    waits_s = [chunk["prefetch_wait_s"] for chunk in chunks if chunk.get("prefetch_wait_s") is not None]
     seconds = max((result.finished_s for result in results), default=0.0)
     return Report(
         groups=len({result.group_id for result in results}),
@@ -80,7 +79,7 @@ def report_on(
         computed_again_tokens=sum(
             max(0, _findable(chunk, page_tokens) - chunk["cached_tokens"]) for chunk in resumed
         ),
-        pool_wait_s=sum(waits_s) if waits_s else None,
+        pool_wait_s=sum(chunk.get("pool_wait_s", 0.0) for chunk in chunks),
         retractions=sum(result.meta_info.get("num_retractions", 0) for result in answered),
         reward=sum(rewards) / len(rewards) if rewards else None,
     )

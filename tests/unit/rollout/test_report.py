@@ -68,7 +68,7 @@ def test_sums() -> None:
         pool_share=16 / 64,
         moved_without_prefix=0,
         computed_again_tokens=0,
-        pool_wait_s=None,
+        pool_wait_s=0.0,
         retractions=3,
         reward=0.5,
     )
@@ -109,8 +109,8 @@ def test_chunks_under_other_weights_find_nothing_and_should_not() -> None:
     assert report.prefix_found_share == 64 / 96
 
 
-def test_waits_for_the_pool_add_up_where_engines_tell_them() -> None:
-    chunks = [chunk(None, 10) | {"prefetch_wait_s": wait_s} for wait_s in (0.25, None, 0.0, 0.5)]
-    assert report_on([result("g", 1.0, 1, *chunks)], page_tokens=16).pool_wait_s == 0.75
-    silent = [chunk(None, 10) | {"prefetch_wait_s": None}, chunk(None, 10)]
-    assert report_on([result("g", 1.0, 1, *silent)], page_tokens=16).pool_wait_s is None
+def test_waits_for_the_pool_add_up() -> None:
+    chunks = [chunk(None, 10) | {"pool_wait_s": wait_s} for wait_s in (0.25, 0.0, 0.5)]
+    # Routers of before do not tell.
+    report = report_on([result("g", 1.0, 1, *chunks, chunk(None, 10))], page_tokens=16)
+    assert report.pool_wait_s == 0.75
