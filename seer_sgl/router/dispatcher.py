@@ -19,17 +19,17 @@ from seer_sgl.router.core import RouterCore
 from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
-    ChunkFailed,
-    ChunkFinished,
     EngineJoined,
     EngineLeft,
     EpochChanged,
     Event,
     Paused,
+    Recalled,
     Resumed,
     Submitted,
     Ticked,
 )
+from seer_sgl.router.endings import Endings
 from seer_sgl.router.gathering import Gathering
 from seer_sgl.router.grouping import GroupBook
 from seer_sgl.router.intake import Intake
@@ -80,6 +80,7 @@ class Dispatcher:
         """Of the chunks that are dispatched now."""
         self._link = link
         self._pooling = Pooling(pool or NoPool())
+        self._endings = Endings(core, self._pooling)
         self._answers = Answers(calls, roster)
         self._groups = GroupBook() if groups is None else groups
         self._intake = Intake(roster, calls, self._groups, self._submit)
@@ -132,6 +133,13 @@ class Dispatcher:
 
     def resume(self) -> None:
         self._handle([Resumed()])
+
+    def recall(self) -> None:
+        """Bring back what runs, with the tokens that it has: it goes on after `resume`. What cannot be
+        divided runs on. To be called during a pause, and before engines themselves pause: those
+        that did lose tokens of what they abort.
+        """
+        self._handle([Recalled()])
 
     def hold(self) -> None:
         """Take in nothing more until `release`: what comes waits, what is on its way ends."""
@@ -238,7 +246,8 @@ class Dispatcher:
         events: list[Event] = []
         for dispatch in gone:
             del self._running[dispatch.chunk_id]
-            if (shown := self._what_stays(dispatch, reason)) is not None:
+            live = self._live[dispatch.request_id]
+            if (shown := self._endings.lost(live, dispatch, reason)) is not None:
                 events.append(shown)
         self._handle(events + then)
 
@@ -255,75 +264,16 @@ class Dispatcher:
         dispatch = self._take_running(message)
         if dispatch is None:
             return
-        finish = message.answer["meta_info"]["finish_reason"] or {}
         live = self._live[dispatch.request_id]
-        new_tokens = len(message.answer["output_ids"])
-        if new_tokens > dispatch.max_new_tokens:
-            reason = f"{dispatch.engine_id} sent {new_tokens} tokens for {dispatch.max_new_tokens}"
-            live.transcript.drop_progress()
-            self._handle([ChunkFailed(message.chunk_id, reason)])
-            return
-        if finish.get("type") == "abort":
-            self._chunk_aborted(live, dispatch, message.answer, finish)
-            return
-        self._took(live, dispatch, message.answer)
-        # SGLang also ends with `length` where it cut the budget itself: nothing would follow.
-        ended = finish.get("type") != "length" or new_tokens < dispatch.max_new_tokens
-        live.complete = ended or live.transcript.ended_tokens >= live.budget_tokens
-        self._handle([ChunkFinished(message.chunk_id, new_tokens, ended)])
-
-    def _chunk_aborted(
-        self, live: Live, dispatch: Dispatch, answer: dict[str, Any], finish: dict[str, Any]
-    ) -> None:
-        """What was asked for ends the sample. Of what an engine did by itself, the tokens are kept."""
-        chunk_id, tokens = dispatch.chunk_id, len(answer["output_ids"])
-        asked_for = live.aborted or self.paused or self._is_cancelled(dispatch.request_id)
-        if asked_for and finish.get("status_code") is None:
-            self._took(live, dispatch, answer)
-            live.aborted = live.aborted or "Abort by an engine"
-            self._handle([Cancelled(dispatch.request_id), ChunkFinished(chunk_id, tokens, True)])
-            return
-        reason = f"{dispatch.engine_id} aborted it: {finish.get('message')}"
-        live.last_status = finish.get("status_code")
-        if tokens and live.sample.divisible and live.last_status is None:
-            self._took(live, dispatch, answer)
-            live.complete = live.transcript.ended_tokens >= live.budget_tokens
-            self._handle([ChunkFinished(chunk_id, tokens, False)])
-            return
-        failed = self._what_stays(dispatch, reason)
-        self._handle([failed or ChunkFailed(chunk_id, reason, not _refused(live.last_status))])
+        self._handle(self._endings.answered(live, dispatch, message.answer))
 
     def chunk_broke(self, message: ChunkBroke) -> None:
         dispatch = self._take_running(message)
         if dispatch is None:
             return
-        self._live[dispatch.request_id].last_status = message.status
         log.warning("chunk %d on %s: %s", message.chunk_id, message.engine_id, message.reason)
-        stays = self._what_stays(dispatch, message.reason)
-        retryable = not _refused(message.status)
-        self._handle([stays or ChunkFailed(message.chunk_id, message.reason, retryable)])
-
-    def _what_stays(self, dispatch: Dispatch, reason: str) -> Event | None:
-        """What to tell the core of a lost chunk that a client has seen something of.
-
-        Another run would bring other tokens: those that were shown stay. A sample that cannot go on from
-        them ends here.
-        """
         live = self._live[dispatch.request_id]
-        transcript = live.transcript
-        if not transcript.shown_tokens:
-            return None
-        tokens = transcript.keep_progress(dispatch.engine_id, dispatch.came_from)
-        self._pooling.ended(live, tokens)
-        if live.sample.divisible:
-            live.complete = transcript.ended_tokens >= live.budget_tokens
-            return ChunkFinished(dispatch.chunk_id, tokens, ended=False)
-        return ChunkFailed(dispatch.chunk_id, f"{reason}; what it has shown stays", retryable=False)
-
-    def _took(self, live: Live, dispatch: Dispatch, answer: dict[str, Any]) -> None:
-        """Note what a chunk has brought."""
-        live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
-        self._pooling.ended(live, len(answer["output_ids"]))
+        self._handle(self._endings.broke(live, dispatch, message.reason, message.status))
 
     def _take_running(self, message: ChunkAnswered | ChunkBroke) -> Dispatch | None:
         """What a message is about; None for a late one, or one about an earlier router's chunk."""
@@ -331,10 +281,6 @@ class Dispatcher:
         if dispatch is None or dispatch.engine_id != message.engine_id:
             return None
         return self._running.pop(message.chunk_id)
-
-    def _is_cancelled(self, request_id: RequestId) -> bool:
-        request = self.core.buffer.requests.get(request_id)
-        return request is not None and request.cancelled
 
     # ---- actions ----
 
@@ -380,7 +326,3 @@ class Dispatcher:
 
     def _send(self, engine_id: EngineId, message: RunChunk | StopChunk) -> None:
         self._link.send(self.roster.members[engine_id].peer, message)
-
-
-def _refused(status: int | None) -> bool:
-    return status is not None and 400 <= status < 500
