@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from seer_sgl.router.core import RouterCore
 from seer_sgl.router.drafts import DraftWatch
 from seer_sgl.router.http.traffic import BOUNDS_S, Timed, Traffic
+from seer_sgl.router.pool import NoPool, PoolKeeper
 from seer_sgl.router.roster import Roster
 
 _GAUGES = {
@@ -100,6 +101,33 @@ def _filled(family: F, name: str, answers: dict[str, dict[str, float]]) -> F:
         if name in counters:
             family.add_metric([address], counters[name])
     return family
+
+
+_POOL_GAUGES = {
+    "up": "Whether the KV pool's master answers its keeper",
+    "used_bytes": "Memory that KV takes in the pool",
+    "capacity_bytes": "Memory of the pool",
+    "kept_pages": "Pages of requests that may still go on",
+}
+_POOL_COUNTERS = {
+    "released_pages": "Pages freed as nobody needed them any more",
+    "late_pages": "Of these, pages that were written after they had been freed once",
+    "errors": "Calls of the store that failed",
+}
+
+
+class _PoolCollector(Collector):
+    def __init__(self, pool: NoPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        if not isinstance(self._pool, PoolKeeper):
+            return
+        usage = self._pool.usage
+        for name, text in _POOL_GAUGES.items():
+            yield GaugeMetricFamily(f"seer_pool_{name}", text, value=float(getattr(usage, name)))
+        for name, text in _POOL_COUNTERS.items():
+            yield CounterMetricFamily(f"seer_pool_{name}", text, value=getattr(usage, name))
 
 
 class _EngineCollector(Collector):
@@ -200,7 +228,7 @@ def _buckets(timed: Timed) -> list[tuple[str, float]]:
 
 
 def registry_of(
-    core: RouterCore, drafts: DraftWatch, roster: Roster, traffic: Traffic
+    core: RouterCore, drafts: DraftWatch, roster: Roster, traffic: Traffic, pool: NoPool
 ) -> CollectorRegistry:
     """A registry of this router alone; the library's global one would mix routers in one process."""
     registry = CollectorRegistry()
@@ -208,4 +236,5 @@ def registry_of(
     registry.register(_DraftCollector(drafts))
     registry.register(_EngineCollector(core, roster))
     registry.register(_TrafficCollector(traffic))
+    registry.register(_PoolCollector(pool))
     return registry

@@ -104,7 +104,7 @@ class RouterService:
         self.dispatcher = self._dispatcher()
         self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
         traffic = self._traffic = Traffic()
-        registry = registry_of(self.core, self.drafts, self.roster, traffic)
+        registry = registry_of(self.core, self.drafts, self.roster, traffic, self.pool)
         front = Front(
             config,
             self.dispatcher,

@@ -2,7 +2,10 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from seer_sgl.engine.process import free_port
+from seer_sgl.kv.messages import Usage
 from seer_sgl.router.http.traffic import Timed
+from seer_sgl.router.pool import PoolKeeper
 from seer_sgl.testing.controls import Reply
 from tests.unit.router.conftest import Cluster, cluster, run, server
 
@@ -99,3 +102,19 @@ def test_durations_fall_into_the_bound_that_they_do_not_exceed() -> None:
     for seconds in (0.005, 0.0051, 7200.0):
         timed.add(seconds)
     assert (timed.by_bound[0], timed.by_bound[1], timed.by_bound[-1]) == (1, 1, 1)
+
+
+def test_the_pool_is_shown_where_it_has_a_keeper() -> None:
+    async def scenario() -> None:
+        async with cluster(server("a")) as it:
+            assert value(await metrics(it), "seer_pool_up") is None
+        async with cluster(server("a"), pool_keeper=f"tcp://127.0.0.1:{free_port()}") as it:
+            assert value(await metrics(it), "seer_pool_up") == 0
+            assert isinstance(it.service.pool, PoolKeeper)
+            it.service.pool.usage = Usage(used_bytes=7, late_pages=2, up=True)
+            found = await metrics(it)
+            assert value(found, "seer_pool_up") == 1
+            assert value(found, "seer_pool_used_bytes") == 7
+            assert value(found, "seer_pool_late_pages_total") == 2
+
+    run(scenario())
