@@ -6,7 +6,7 @@ across the edge (see `text_known`).
 """
 
 from base64 import b64decode, b64encode
-from typing import Any
+from typing import Any, NamedTuple
 
 from seer_sgl.types import EngineId
 
@@ -27,6 +27,8 @@ _SUMMED = (
     "spec_verify_ct",
     "spec_num_correct_drafts",
     "spec_num_proposed_drafts",
+    "queue_time",
+    "storage_prefetch_wait",
 )
 _FROM_FIRST = (
     "prompt_tokens",
@@ -35,14 +37,25 @@ _FROM_FIRST = (
     "input_token_logprobs",
     "input_top_logprobs",
     "input_token_ids_logprobs",
+    "forward_entry_time",
+    "prefill_finished_time",
 )
-"""The client's view: what its own prompt found, not what later chunks did."""
+"""The client's view: what its own prompt found and when it began, not what later chunks did."""
 _UNFINISHED = "\ufffd"
 """What a tokenizer puts for a character of which bytes are missing."""
 _ROUTED = "routed_experts"
 _ANSWER = ("text", "output_ids", "meta_info")
 
 Answer = dict[str, Any]
+
+
+class _Span(NamedTuple):
+    """Tokens of one version of the weights, `[start, end)`."""
+
+    version: str
+    epoch: int
+    start: int
+    end: int
 
 
 class Transcript:
@@ -72,7 +85,7 @@ class Transcript:
         self._meta: dict[str, Any] = {}
         """Of ended chunks, put together."""
         self._running_meta: dict[str, Any] = {}
-        self._spans: list[dict[str, Any]] = []
+        self._spans: list[_Span] = []
         self._chunks: list[dict[str, Any]] = []
         self._base, self._own, self._own_from = "", "", 0
         self._text_lost = False
@@ -154,7 +167,7 @@ class Transcript:
             self._last_engine = engine_id
         record = _chunk_record(answer, engine_id, came_from, input_tokens)
         self._chunks.append({**record, "epoch": self.epoch})
-        self._spans += _shifted(meta.pop("weight_versions", None) or [], offset)
+        self._spans += self._own_spans(meta.pop("weight_versions", None) or [])
         if len(self._chunks) == 1:
             self._besides = {k: v for k, v in answer.items() if k not in _ANSWER}
         self._routed.add(meta.pop(_ROUTED, None), input_tokens, len(ids))
@@ -169,6 +182,11 @@ class Transcript:
         self._own_from = 0
         if self._base.endswith(_UNFINISHED):
             self.text_known = False
+
+    def _own_spans(self, spans: list[dict[str, Any]]) -> list[_Span]:
+        """A chunk's spans as of the whole output, while the chunk runs or is just being added."""
+        at = self._ended_tokens
+        return [_Span(s["version"], self.epoch, s["start"] + at, s["end"] + at) for s in spans]
 
     # ---- text ----
 
@@ -213,7 +231,7 @@ class Transcript:
         """
         meta, spans = self._running_meta, self._spans
         if new_spans := meta.get("weight_versions"):
-            spans = spans + _shifted(new_spans, self._ended_tokens)
+            spans = spans + self._own_spans(new_spans)
         meta = {**_joined_meta(self._meta, meta), **self._lists, "id": self.rid, "finish_reason": None}
         meta["weight_versions"] = _joined_spans(spans)
         meta["completion_tokens"] = len(self.output_ids)
@@ -324,16 +342,15 @@ def _chunk_record(
     }
 
 
-def _shifted(spans: list[dict[str, Any]], offset: int) -> list[dict[str, Any]]:
-    return [{**s, "start": s["start"] + offset, "end": s["end"] + offset} for s in spans]
+def _joined_spans(spans: list[_Span]) -> list[dict[str, Any]]:
+    """In SGLang's shape, neighbours of the same weights as one.
 
-
-def _joined_spans(spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbouring spans of one version as one span."""
-    joined: list[dict[str, Any]] = []
+    Where nobody names weights all have one version, and still they are others after a change.
+    """
+    joined: list[_Span] = []
     for span in spans:
-        if joined and joined[-1]["version"] == span["version"]:
-            joined[-1] = {**joined[-1], "end": span["end"]}
+        if joined and joined[-1][:2] == span[:2]:
+            joined[-1] = joined[-1]._replace(end=span.end)
         else:
             joined.append(span)
-    return joined
+    return [{"version": span.version, "start": span.start, "end": span.end} for span in joined]

@@ -71,6 +71,14 @@ def test_chunks_add_up() -> None:
     }
 
 
+def test_a_change_of_weights_that_nobody_named_still_shows_in_the_spans() -> None:
+    transcript = Transcript("mine", [1])
+    for transcript.epoch in (0, 0, 1):
+        transcript.add(answer([7, 8], LENGTH), A, None)
+    spans = transcript.answer(0.0, ["", ""])["meta_info"]["weight_versions"]
+    assert spans == [{"version": "v1", "start": 0, "end": 4}, {"version": "v1", "start": 4, "end": 6}]
+
+
 def test_spans_of_one_version_are_one_span() -> None:
     transcript = Transcript("mine", [1])
     transcript.add(answer([7, 8], LENGTH), A, None)
