@@ -11,6 +11,11 @@ TRIED_SGLANG = ("0.5.23",)
 """SGLang versions that the plugin and the command line were tried with."""
 
 
+CPU_SEGMENT_BYTES = 256 << 20
+LENT_SHARE = 8
+"""On a GPU machine all engines together lend one part in so many of its memory, by default."""
+
+
 class RouterConfig(msgspec.Struct, frozen=True):
     """One router."""
 
@@ -72,8 +77,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     pool: PoolAddress | None = None
     local_host: str = "127.0.0.1"
     """This node's address as the other nodes' Mooncake clients reach it."""
-    segment_bytes: int = 256 << 20
-    """Memory that this server lends to the pool."""
+    segment_bytes: int = CPU_SEGMENT_BYTES
+    """Memory that this server lends to the pool, over all its ranks."""
     page_tokens: int = 16
     kv_tokens: int | None = None
     """KV pool of the engine. None lets SGLang take what the device has; on a CPU that would be

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import importlib.util
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -17,7 +19,7 @@ from seer_sgl.engine.node import address_towards
 from seer_sgl.engine.process import Child, free_port
 from seer_sgl.engine.server import check_model, check_sglang_installed
 from seer_sgl.errors import RequestError, StartError
-from seer_sgl.kv.pool import PoolAddress, master_args
+from seer_sgl.kv.pool import PoolAddress, PoolSettings, client_bounds, master_args
 from seer_sgl.router.service import RouterService
 from seer_sgl.router.workers import normal_url
 from seer_sgl.spec.settings import DraftSettings
@@ -27,7 +29,9 @@ T = TypeVar("T")
 MASTER_START_S = 20.0
 SHARD_START_S = 60.0
 """The first one on a machine compiles its kernels."""
-SHARD_STOP_S = 2.0
+STANDBY_START_S = 1.0
+KEEPER_START_S = 30.0
+KEPT_STOP_S = 2.0
 NODE_STOP_S = 20.0
 """A node stops its servers in turn before it ends itself."""
 
@@ -39,7 +43,8 @@ class HeadConfig(msgspec.Struct, frozen=True):
     engines: int
     log_dir: Path
     pool: bool = True
-    """Start a Mooncake master for the engines of all nodes."""
+    """Let the engines of all nodes share KV."""
+    pool_settings: PoolSettings = PoolSettings()
     draft_shards: int = 1
     """Draft servers, where `router.draft` says that engines draft at all."""
     draft_budget_bytes: int = 1 << 30
@@ -84,17 +89,23 @@ class Head:
         await child.start()
         await self.unless_failed(ready)
 
-    async def keep_child(self, name: str, argv: list[str], ready: Coroutine[Any, Any, None]) -> None:
+    async def keep_child(
+        self,
+        name: str,
+        argv: list[str],
+        ready: Coroutine[Any, Any, None],
+        environment: dict[str, str] | None = None,
+    ) -> None:
         """Start a child, wait until it is ready, and start it again whenever it ends.
 
         Raises:
             StartError: it did not come up.
+            ChildFailedError: it ended at once.
         """
-        child = KeptChild(name, argv, self._log_dir / f"{name.replace(' ', '_')}.log")
+        child = KeptChild(name, argv, self._log_dir / f"{name.replace(' ', '_')}.log", environment)
         self._kept.append(child)
-        await child.start()
         try:
-            await self.unless_failed(ready)
+            await self.unless_failed(child.start(ready))
         except StartError as error:
             raise StartError(f"{error}; its log: {child.child.log_path}") from None
 
@@ -120,7 +131,7 @@ class Head:
         for child in reversed(self._children):
             await child.stop(NODE_STOP_S)
         for kept in reversed(self._kept):
-            await kept.stop(SHARD_STOP_S)
+            await kept.stop(KEPT_STOP_S)
 
     async def _child_ended(self, child: Child) -> None:
         status = await child.wait()
@@ -139,20 +150,23 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
         ChildFailedError: a child did not come up. Whatever was started is stopped.
     """
     _check(config)
-    pool = _pool_address(config.router.host) if config.pool else None
-    router = msgspec.structs.replace(config.router, pool=pool, draft=_draft_settings(config))
+    near, own = _reachable(config.router.host), ""
+    if config.pool:
+        own = config.pool_settings.own_master(near, free_port())
+    pool = config.pool_settings.address(own) if config.pool else None
+    router = msgspec.structs.replace(
+        config.router, pool=pool, pool_keeper=_keeper_address(pool), draft=_draft_settings(config)
+    )
     attached = AttachedServers(f"{_from_here(router.host)}:{router.agent_port}")
     async with RouterService(router, attached=attached) as service, attached:
         head = Head(service, config.log_dir)
         try:
             say(f"router on http://{_bracketed(router.host)}:{router.http_port}, policy {router.policy}")
             if pool is not None:
-                argv, port = _master_argv(pool)
-                listens = _port_open(
-                    "mooncake_master", pool.master.rpartition(":")[0], port, MASTER_START_S
-                )
-                await head.start_child("mooncake_master", argv, listens)
-                say(f"KV pool: Mooncake master on {pool.master}")
+                await _start_pool(head, config.pool_settings, pool, own)
+                say(f"KV pool: Mooncake master {pool.master}")
+                if router.pool_keeper:
+                    await _start_keeper(head, pool, near, router.pool_keeper)
             if router.draft is not None:
                 for shard, address in enumerate(router.draft.servers):
                     await _start_shard(head, config, shard, address)
@@ -172,8 +186,12 @@ def _check(config: HeadConfig) -> None:
     if config.engines:
         check_sglang_installed()
         check_model(config.router.model)
-    if config.pool and (missing := missing_for_pool()):
-        raise StartError(missing)
+    if config.pool:
+        config.pool_settings.check()
+        if missing := missing_for_pool():
+            raise StartError(missing)
+        if importlib.util.find_spec("mooncake") is None:
+            raise StartError("Mooncake is not installed: pip install 'seer-sgl[cpu]' or [cuda]")
     for url in config.attach:
         try:
             normal_url(url)
@@ -197,19 +215,44 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _pool_address(host: str) -> PoolAddress:
-    near = _reachable(host)
-    return PoolAddress(f"{near}:{free_port()}", f"http://{near}:{free_port()}/metadata")
+def _keeper_address(pool: PoolAddress | None) -> str:
+    if pool is None or importlib.util.find_spec("seer_sgl.kv.keeper") is None:
+        return ""
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
-def _master_argv(pool: PoolAddress) -> tuple[list[str], int]:
-    host, _, rpc_port = pool.master.rpartition(":")
-    metadata_port = int(pool.metadata_url.removesuffix("/metadata").rpartition(":")[2])
-    name, *args = master_args(host, int(rpc_port), metadata_port, free_port())
+async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own: str) -> None:
+    """Start the head's own master, which listens on `own`, or look whether the other one is there."""
+    name = "mooncake_master"
+    if settings.starts_master:
+        listens = _still_there() if settings.highly_available else _listens(name, own, MASTER_START_S)
+        await head.keep_child(name, _master_argv(settings, own), listens)
+    elif "://" not in pool.master:
+        await head.unless_failed(_listens(name, pool.master, MASTER_START_S))
+
+
+def _master_argv(settings: PoolSettings, own: str) -> list[str]:
+    host, _, port = own.rpartition(":")
+    name, *args = master_args(host, int(port), free_port(), settings.master_flags)
     program = Path(sys.executable).with_name(name)
     if not program.exists():
         raise StartError("Mooncake is not installed: pip install 'seer-sgl[cpu]' or [cuda]")
-    return [str(program), *args], int(rpc_port)
+    return [str(program), *args]
+
+
+async def _still_there() -> None:
+    """A master that does not lead listens nowhere; but with flags that it does not like it ends."""
+    await asyncio.sleep(STANDBY_START_S)
+
+
+async def _start_keeper(head: Head, pool: PoolAddress, near: str, listen: str) -> None:
+    argv = [
+        *(sys.executable, "-m", "seer_sgl.kv.keeper", "--listen", listen, "--master", pool.master),
+        *("--metadata", pool.metadata, "--protocol", pool.protocol, "--device", pool.device),
+        *("--local-host", near),
+    ]
+    listens = _listens("pool keeper", listen.removeprefix("tcp://"), KEEPER_START_S)
+    await head.keep_child("pool keeper", argv, listens, client_bounds(os.environ))
 
 
 def _node_argv(config: HeadConfig) -> list[str]:
@@ -231,27 +274,29 @@ def _draft_settings(config: HeadConfig) -> DraftSettings | None:
 
 
 async def _start_shard(head: Head, config: HeadConfig, shard: int, address: str) -> None:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    port = address.rpartition(":")[2]
     argv = [
         *(sys.executable, "-m", "seer_sgl.spec.server", "--host", config.router.host, "--port", port),
         *("--budget-bytes", str(config.draft_budget_bytes)),
     ]
     name = f"draft server {shard}"
-    listens = _port_open(name, host.strip("[]"), int(port), SHARD_START_S)
+    listens = _listens(name, address.removeprefix("tcp://"), SHARD_START_S)
     await head.keep_child(name, argv, listens)
 
 
-async def _port_open(name: str, host: str, port: int, patience_s: float) -> None:
+async def _listens(name: str, address: str, patience_s: float) -> None:
+    """Wait until somebody listens on `host:port`."""
+    host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(patience_s):
             while True:
                 with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection(host, port)
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                     writer.close()
                     return
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise StartError(f"{name} does not listen on {host}:{port} after {patience_s:g} s") from None
+        raise StartError(f"{name} does not listen on {address} after {patience_s:g} s") from None
 
 
 async def _engines_here(service: RouterService, engines: int) -> None:

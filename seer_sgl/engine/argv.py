@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from seer_sgl.config import CPU_KV_TOKENS, CPU_MAX_RUNNING, EngineConfig
-from seer_sgl.kv.pool import hicache_args
+from seer_sgl.kv.pool import client_bounds, hicache_args
 from seer_sgl.spec.settings import DRAFT_VARIABLE, encode
 
 
@@ -24,6 +24,8 @@ def server_argv(config: EngineConfig, port: int, on_cpu: bool) -> list[str]:
         # Of an answer that streams, SGLang otherwise sends all that there is with every token.
         "--incremental-streaming-output",
         "--enable-cache-report",
+        # Without it an answer does not say how long its request waited for its prefix.
+        "--enable-metrics",
         # SGLang warms up with an English sentence, which has no token in some vocabularies; an empty
         # prompt ends the server. The agent warms it up with a token id.
         "--skip-server-warmup",
@@ -64,4 +66,5 @@ def server_environment(config: EngineConfig) -> dict[str, str]:
         # Its transfer engine looks for an address by asking the internet, unless it is told one.
         environment["SGLANG_HOST_IP"] = config.local_host
         environment |= config.pool.environment(config.local_host, config.segment_bytes)
+        environment |= client_bounds(os.environ)
     return environment

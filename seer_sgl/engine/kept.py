@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from seer_sgl.engine.process import Child
 
@@ -17,13 +19,22 @@ STEADY_S = 60.0
 class KeptChild:
     """A child that is there most of the time, until `stop`."""
 
-    def __init__(self, name: str, argv: list[str], log_path: Path) -> None:
+    def __init__(
+        self, name: str, argv: list[str], log_path: Path, environment: dict[str, str] | None = None
+    ) -> None:
         self.child = Child(name, argv, log_path)
+        self._environment = environment
         self._keeper: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Start it, and watch it from now on."""
-        await self.child.start()
+    async def start(self, ready: Coroutine[Any, Any, None] | None = None) -> None:
+        """Start it, wait until it is ready, and watch it from now on.
+
+        Raises:
+            ChildFailedError: it ended before it was ready. One that never comes up is not kept.
+        """
+        await self.child.start(self._environment)
+        if ready is not None:
+            await self._wait_ready(ready)
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.child.name}")
 
     async def stop(self, grace_s: float = 0.0) -> None:
@@ -32,6 +43,18 @@ class KeptChild:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self.child.stop(grace_s)
+
+    async def _wait_ready(self, ready: Coroutine[Any, Any, None]) -> None:
+        getting_ready = asyncio.create_task(ready)
+        ended = asyncio.create_task(self.child.wait())
+        try:
+            await asyncio.wait((getting_ready, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise self.child.failure(f"ended with status {ended.result()}")
+            getting_ready.result()
+        finally:
+            getting_ready.cancel()
+            ended.cancel()
 
     async def _keep(self) -> None:
         loop, pause_s = asyncio.get_running_loop(), RESTART_PAUSE_S
@@ -49,4 +72,4 @@ class KeptChild:
             )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            await self.child.start()
+            await self.child.start(self._environment)

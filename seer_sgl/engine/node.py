@@ -12,7 +12,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from seer_sgl.config import EngineConfig
+from seer_sgl.config import CPU_SEGMENT_BYTES, LENT_SHARE, EngineConfig
 from seer_sgl.engine.agent import Agent, Server
 from seer_sgl.engine.attached import AttachedServer
 from seer_sgl.engine.libraries import missing_for_pool
@@ -22,6 +22,9 @@ from seer_sgl.router.messages import AskHead, Head, ProtocolError, decode_from_r
 from seer_sgl.spec.settings import DraftSettings
 
 log = logging.getLogger(__name__)
+
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+"""A number of bytes, or `max`."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
@@ -40,6 +43,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     kv_tokens: int | None = None
     max_running_requests: int | None = None
     page_tokens: int = 16
+    segment_bytes: int | None = None
+    """Memory that each engine lends to the pool; None: what the head says."""
     speculate: bool = True
     """Draft, where the head says how."""
     engine_args: tuple[str, ...] = ()
@@ -98,12 +103,14 @@ def _engine_configs(config: NodeConfig, head: Head) -> list[EngineConfig]:
     if head.pool is not None and (missing := missing_for_pool()):
         raise StartError(missing)
     threads = max(1, (os.cpu_count() or 1) // config.engines) if runs_on_cpu() else None
+    told = config.segment_bytes or (head.pool and head.pool.segment_bytes)
     return [
         EngineConfig(
             name=f"{config.name}-{index}",
             model=model,
             pool=head.pool,
             local_host=address_towards(config.head.rpartition(":")[0]),
+            segment_bytes=told or lent_bytes(config.engines, runs_on_cpu()),
             page_tokens=config.page_tokens,
             kv_tokens=config.kv_tokens,
             max_running_requests=config.max_running_requests,
@@ -120,6 +127,20 @@ def _draft_settings(config: NodeConfig, head: Head, engine: str) -> DraftSetting
     if head.draft is None or not config.speculate:
         return None
     return msgspec.structs.replace(head.draft, engine=engine)
+
+
+def lent_bytes(engines: int, on_cpu: bool) -> int:
+    """Memory that each of so many engines lends to the pool, if nobody says how much."""
+    if on_cpu:
+        return CPU_SEGMENT_BYTES
+    return memory_bytes() // LENT_SHARE // engines
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of its container."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CONTAINER_MEMORY.read_text().strip() if CONTAINER_MEMORY.exists() else ""
+    return min(machine, int(limit)) if limit.isdecimal() else machine
 
 
 def runs_on_cpu() -> bool:

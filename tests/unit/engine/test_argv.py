@@ -9,9 +9,9 @@ import pytest
 
 from seer_sgl.config import CPU_KV_TOKENS, CPU_MAX_RUNNING, EngineConfig
 from seer_sgl.engine.argv import server_argv, server_environment
-from seer_sgl.kv.pool import PoolAddress
+from seer_sgl.kv.pool import CLIENT_BOUNDS, PoolAddress
 
-POOL = PoolAddress("h:1", "http://h:2/metadata")
+POOL = PoolAddress("h:1", segment_bytes=7)
 
 
 def config(**changes: Any) -> EngineConfig:
@@ -29,7 +29,12 @@ def test_every_engine() -> None:
         assert value_of(argv, "--model-path") == "/m"
         assert (value_of(argv, "--host"), value_of(argv, "--port")) == ("127.0.0.1", "4321")
         assert value_of(argv, "--page-size") == "32"
-        assert {"--skip-server-warmup", "--sleep-on-idle", "--enable-cache-report"} <= set(argv)
+        assert {
+            "--skip-server-warmup",
+            "--sleep-on-idle",
+            "--enable-cache-report",
+            "--enable-metrics",
+        } <= set(argv)
         assert "--incremental-streaming-output" in argv
         flags = [word for word in argv if word.startswith("--")]
         assert len(flags) == len(set(flags)), "a flag is given twice"
@@ -79,6 +84,7 @@ def test_the_users_flags_come_last() -> None:
                 "HF_HUB_OFFLINE": "1",
                 "SGLANG_HOST_IP": "10.0.0.7",
                 **POOL.environment("10.0.0.7", 64),
+                **CLIENT_BOUNDS,
             },
         ),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from seer_sgl.config import CPU_SEGMENT_BYTES
 from seer_sgl.engine import node
 from seer_sgl.engine.node import NodeConfig, run_node
 from seer_sgl.engine.process import free_port
@@ -15,7 +16,7 @@ from seer_sgl.router.messages import Head
 from seer_sgl.spec.settings import DraftSettings
 from tests.unit.router.conftest import run
 
-POOL = PoolAddress("h:1", "http://h:2/metadata")
+POOL = PoolAddress("h:1")
 
 
 def config(head: str, **changes: Any) -> NodeConfig:
@@ -62,6 +63,27 @@ def test_engines_are_like_the_heads_own(model: str, monkeypatch: pytest.MonkeyPa
     assert (first.model, first.pool) == (model, POOL)
     assert (first.threads, first.kv_tokens, first.local_host) == (4, 99, "127.0.0.1")
     assert first.extra_args == ("--dtype", "auto", "--dtype", "half"), "this node's flags win"
+
+
+def test_memory_that_engines_lend(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the node says, else what the head says, else what the machine has."""
+
+    def lent(told: PoolAddress | None, **changes: Any) -> int:
+        return node._engine_configs(config("127.0.0.1:5", **changes), Head(model, told, []))[
+            0
+        ].segment_bytes
+
+    told = PoolAddress("h:1", segment_bytes=5)
+    assert lent(told, segment_bytes=3) == 3
+    assert lent(told) == 5
+    monkeypatch.setattr(node, "runs_on_cpu", lambda: True)
+    assert lent(POOL) == CPU_SEGMENT_BYTES
+    monkeypatch.setattr(node, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(node, "CONTAINER_MEMORY", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text("16000\n")
+    assert lent(POOL) == 1000, "an eighth, over two engines"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert lent(POOL) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16
 
 
 def test_a_node_may_have_a_model_path_of_its_own(model: str) -> None:

@@ -25,7 +25,7 @@ FROM_AGENTS: list[m.AgentMessage] = [
     m.Leave(E, "bye"),
 ]
 FROM_ROUTERS: list[m.RouterMessage] = [
-    m.Head("model", PoolAddress("h:1", "http://h:2/metadata"), ["--x"]),
+    m.Head("model", PoolAddress("h:1", segment_bytes=7), ["--x"]),
     m.Head("model", None, []),
     m.Head("model", None, [], DraftSettings(servers=("tcp://h:3",), max_nodes=7)),
     m.Welcome(1.0, 8000),
