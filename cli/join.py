@@ -25,6 +25,7 @@ def join(
     kv_tokens: options.KvTokens = None,
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
+    pool_mib: options.PoolMib = None,
     speculate: options.Speculate = True,
     log_dir: options.LogDir = options.LOG_DIR,
 ) -> None:
@@ -46,6 +47,7 @@ def join(
         kv_tokens=kv_tokens,
         max_running_requests=max_running,
         page_tokens=page_tokens,
+        segment_bytes=pool_mib and pool_mib << 20,
         speculate=speculate,
         engine_args=tuple(context.args),
     )

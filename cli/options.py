@@ -37,6 +37,62 @@ DraftMib = Annotated[
     int,
     typer.Option(min=1, max=8000, help="Memory of each draft server: about 9 bytes for a token."),
 ]
+_POOL = "KV pool"
+Pool = Annotated[
+    bool | None,
+    typer.Option(
+        help="Share KV between engines through Mooncake. Default: unless --attach.",
+        rich_help_panel=_POOL,
+    ),
+]
+PoolMib = Annotated[
+    int | None,
+    typer.Option(
+        min=16,
+        help="MiB of memory that each engine lends to the pool. Default: all engines of a node together "
+        "an eighth of its memory; 256 each on a CPU.",
+        rich_help_panel=_POOL,
+    ),
+]
+KvRelease = Annotated[
+    bool,
+    typer.Option(
+        help="Free the KV of a finished request at once, instead of when room is needed.",
+        rich_help_panel=_POOL,
+    ),
+]
+PoolMaster = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT of a Mooncake master that runs already; or, of several that stand in for each "
+        "other, etcd://HOST:PORT. Default: one is started here.",
+        rich_help_panel=_POOL,
+    ),
+]
+PoolMetadata = Annotated[
+    str,
+    typer.Option(
+        help="Mooncake's metadata server. Default: none; engines tell each other where their memory is.",
+        rich_help_panel=_POOL,
+    ),
+]
+PoolProtocol = Annotated[str, typer.Option(help="How KV travels: tcp, or rdma.", rich_help_panel=_POOL)]
+PoolDevice = Annotated[
+    str,
+    typer.Option(help="Network devices for RDMA. Default: Mooncake chooses.", rich_help_panel=_POOL),
+]
+PoolArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE, a flag of the mooncake_master that is started here, as enable_snapshot=true; "
+        "may be given again. With enable_ha=true it is one of several: see --pool-master.",
+        rich_help_panel=_POOL,
+    ),
+]
+UpdateTimeout = Annotated[
+    float,
+    typer.Option(min=1.0, help="An engine that takes longer over new weights, in s, has failed."),
+]
 LogDir = Annotated[Path, typer.Option(help="Where the logs of child processes go.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port of the router.")]
 AgentPort = Annotated[

@@ -10,6 +10,7 @@ from . import options
 
 if TYPE_CHECKING:
     from seer_sgl.head import HeadConfig
+    from seer_sgl.kv.pool import PoolSettings
     from seer_sgl.spec.settings import DraftSettings
 
 
@@ -33,10 +34,14 @@ def serve(
     kv_tokens: options.KvTokens = None,
     max_running: options.MaxRunning = None,
     page_tokens: options.PageTokens = 16,
-    pool: Annotated[
-        bool | None,
-        typer.Option(help="Share KV between engines through Mooncake. Default: unless --attach."),
-    ] = None,
+    pool: options.Pool = None,
+    pool_mib: options.PoolMib = None,
+    kv_release: options.KvRelease = True,
+    pool_master: options.PoolMaster = "",
+    pool_metadata: options.PoolMetadata = "",
+    pool_protocol: options.PoolProtocol = "tcp",
+    pool_device: options.PoolDevice = "",
+    pool_arg: options.PoolArg = None,
     speculate: Annotated[
         bool | None,
         typer.Option(help="Draft from what siblings generate. Default: unless --attach."),
@@ -45,6 +50,7 @@ def serve(
     draft_mib: options.DraftMib = 1024,
     group_size: options.GroupSize = None,
     group_window_s: options.GroupWindow = 60.0,
+    update_timeout_s: options.UpdateTimeout = 600.0,
     batches: options.Batches = True,
     data_dir: options.DataDir = None,
     log_dir: options.LogDir = options.LOG_DIR,
@@ -55,9 +61,11 @@ def serve(
     """
     given = {**locals()}
 
-    from .run import run_until_signal
+    from .run import errors_reported, run_until_signal
 
-    run_until_signal(_serve(head_config(given, tuple(context.args))))
+    with errors_reported():
+        config = head_config(given, tuple(context.args))
+    run_until_signal(_serve(config))
 
 
 def head_config(given: dict[str, Any], engine_args: tuple[str, ...]) -> HeadConfig:
@@ -87,6 +95,7 @@ def head_config(given: dict[str, Any], engine_args: tuple[str, ...]) -> HeadConf
         attach=attach,
         log_dir=given["log_dir"] / str(port),
         pool=not attach if given["pool"] is None else given["pool"],
+        pool_settings=pool_settings(given),
         draft_shards=given["draft_shards"],
         draft_budget_bytes=given["draft_mib"] << 20,
         node_args=node_args(given["kv_tokens"], given["max_running"], given["page_tokens"]),
@@ -104,6 +113,24 @@ async def _serve(config: HeadConfig) -> int:
         say(f"more engines: seer-sgl join {router.host}:{router.agent_port}")
         await head.wait_failed()
     return 0
+
+
+def pool_settings(given: dict[str, Any]) -> PoolSettings:
+    """Of the pool, from the command's options by their names.
+
+    Raises:
+        StartError: an option of Mooncake's master is none.
+    """
+    from seer_sgl.kv.pool import PEER_TO_PEER, PoolSettings, parsed_flags
+
+    return PoolSettings(
+        master=given["pool_master"],
+        metadata=given["pool_metadata"] or PEER_TO_PEER,
+        protocol=given["pool_protocol"],
+        device=given["pool_device"],
+        segment_bytes=given["pool_mib"] and given["pool_mib"] << 20,
+        master_flags=parsed_flags(given["pool_arg"] or ()),
+    )
 
 
 def draft_settings(speculate: bool) -> DraftSettings | None:

@@ -15,6 +15,7 @@ from seer_sgl.engine import libraries, node
 from seer_sgl.engine.node import NodeConfig
 from seer_sgl.engine.process import free_port
 from seer_sgl.head import HeadConfig
+from seer_sgl.kv.pool import PoolSettings
 from seer_sgl.spec.settings import DraftSettings
 
 
@@ -183,7 +184,8 @@ def test_options_of_serve_reach_the_head(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ),
         *("--pull-margin-tokens", 10, "--group-size", 11, "--group-window-s", 12.5, "--no-speculate"),
         *("--data-dir", tmp_path, "--log-dir", tmp_path, "--draft-shards", 3, "--draft-mib", 2),
-        *("--engines", 4, "--no-pool", "--kv-tokens", 13, "--model", "/m", "--", "--tp-size", "2"),
+        *("--engines", 4, "--no-pool", "--no-kv-release", "--update-timeout-s", 14, "--kv-tokens", 13),
+        *("--model", "/m", "--", "--tp-size", "2"),
     )
     assert head.router == RouterConfig(
         host="::1",
@@ -199,6 +201,8 @@ def test_options_of_serve_reach_the_head(monkeypatch: pytest.MonkeyPatch, tmp_pa
         group_size=11,
         group_window_s=12.5,
         data_dir=tmp_path,
+        kv_release=False,
+        update_timeout_s=14.0,
         model="/m",
         engine_args=("--tp-size", "2"),
     )
@@ -207,10 +211,42 @@ def test_options_of_serve_reach_the_head(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert head.node_args == ("--page-tokens", "16", "--kv-tokens", "13")
 
 
+def test_the_pool_as_serve_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = served(
+        monkeypatch,
+        *("--pool-mib", 64, "--pool-master", "etcd://e:1", "--pool-metadata", "http://m:2/metadata"),
+        *("--pool-protocol", "rdma", "--pool-device", "mlx5_0"),
+        *("--pool-arg", "enable_ha=true", "--pool-arg", "etcd_endpoints=e:1"),
+    )
+    assert head.pool_settings == PoolSettings(
+        master="etcd://e:1",
+        metadata="http://m:2/metadata",
+        protocol="rdma",
+        device="mlx5_0",
+        segment_bytes=64 << 20,
+        master_flags={"enable_ha": "true", "etcd_endpoints": "e:1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--pool-arg", "enable_ha"), ("'enable_ha'", "NAME=VALUE")),
+        (("--pool-arg", "enable_ha=true"), ("--pool-master", "etcd://HOST:PORT")),
+        (("--pool-master", "here"), ("'here'", "HOST:PORT")),
+        (("--pool-master", "h:1", "--pool-arg", "client_ttl=9"), ("leave one of them out",)),
+    ],
+)
+def test_a_pool_that_cannot_be(options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    assert_one_line(command("serve", "--engines", 0, "--no-batches", *options), *words)
+
+
 def test_defaults_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     head = served(monkeypatch)
     assert (head.engines, head.pool, head.router.policy) == (2, True, "seer")
     assert head.router.data_dir == options.DATA_DIR / "30000"
+    assert head.pool_settings == PoolSettings()
+    assert head.router.kv_release
     assert head.router.draft == DraftSettings()
     attached = served(monkeypatch, "--attach", "http://a:1", "--attach", "http://b:1", "--no-batches")
     assert (attached.engines, attached.pool) == (0, False)
