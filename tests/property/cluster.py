@@ -9,12 +9,20 @@ from seer_sgl.types import ChunkId, EngineSpec
 
 
 @dataclass(eq=False)
+class Prompt:
+    """What the samples of a group share."""
+
+    on: "set[Machine]" = field(default_factory=set)
+    """The machines that have computed it."""
+    in_pool: bool = True
+
+
+@dataclass(eq=False)
 class Sample:
     """A request as its client sees it."""
 
     event: Submitted
-    prompt_on: "set[Machine]"
-    """Shared by the samples of a group: the machines that have computed its prompt."""
+    prompt: Prompt
     begun_on: "Machine | None" = None
     """Where an earlier request computed the beginning of its prompt."""
     begun_tokens: int = 0
@@ -34,6 +42,18 @@ class Sample:
     """What runs was told to stop and to come back."""
     of_old: bool = False
     """What runs was dispatched before the weights changed."""
+    pool_life: int = 0
+    """The pool's when that was dispatched."""
+    in_pool: bool = True
+    """All that it has computed is in the pool, or will be in a moment."""
+    settled_tokens: int = 0
+    """So much of it is there."""
+    ended_s: float = 0.0
+    """When the last chunk that left KV ended."""
+    asked_tokens: int = 0
+    found_tokens: int | None = None
+    until_s: float = 0.0
+    """Of the look-up after that: what for, what it found, and for how long it is waited for."""
 
     @property
     def remaining_tokens(self) -> int:
@@ -47,7 +67,7 @@ class Sample:
         if machine is self.last_on:
             return self.held_tokens
         begun = self.begun_tokens if machine is self.begun_on else 0
-        return max(begun, self.shared_tokens if machine in self.prompt_on else 0)
+        return max(begun, self.shared_tokens if machine in self.prompt.on else 0)
 
     @property
     def shared_tokens(self) -> int:

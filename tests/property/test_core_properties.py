@@ -15,11 +15,14 @@ from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
     ChunkFinished,
+    ChunkTiming,
     EngineJoined,
     EngineLeft,
     EpochChanged,
     Event,
     Paused,
+    PoolFound,
+    PoolState,
     Recalled,
     Resumed,
     Submitted,
@@ -42,11 +45,23 @@ request = st.tuples(
     st.sampled_from([None, None, 0.0, 0.5, 1.0]),  # share of the prompt that was computed before
     st.integers(0, 3),
 )
+timing = st.one_of(
+    st.none(),
+    st.builds(
+        ChunkTiming,
+        computed_tokens=st.integers(0, 60),
+        prefill_s=st.sampled_from([0.0, 0.001, 0.2]),
+        loaded_tokens=st.integers(0, 60),
+        load_s=st.sampled_from([0.001, 0.1]),
+    ),
+)
 events = st.one_of(
     st.tuples(st.just("submit"), st.lists(request, min_size=1, max_size=8)),
     st.tuples(st.just("join"), st.integers(0, 2), st.integers(20, 400), st.sampled_from([1, 16, 64])),
     st.tuples(st.just("leave"), st.integers(0, 2)),
-    *[st.tuples(st.just("finish"), nth, st.integers(0, 60), st.integers(0, 3))] * 3,
+    *[st.tuples(st.just("finish"), nth, st.integers(0, 60), st.integers(0, 3), timing)] * 3,
+    st.tuples(st.just("found"), nth, st.sampled_from([0.0, 0.5, 1.0, 1.0])),
+    st.tuples(st.just("pool"), st.sampled_from([True, True, False, None])),
     st.tuples(st.just("fail"), nth, st.booleans()),
     st.tuples(st.just("cancel"), nth),
     st.tuples(st.just("late"), nth),
@@ -80,8 +95,8 @@ options = st.builds(
 class Story:
     """Turns steps into events; one that makes no sense at its time becomes none."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, timed: bool) -> None:
+        self.world, self.timed = world, timed
         self.submitted: list[RequestId] = []
 
     def tell(self, step: tuple[Any, ...]) -> None:
@@ -120,11 +135,23 @@ class Story:
         running = [s.running for s in self.world.samples.values() if s.running is not None]
         return running[index % len(running)] if running else None
 
-    def _finish(self, index: int, tokens: int, ended: int) -> list[Event]:
+    def _finish(self, index: int, tokens: int, ended: int, timing: ChunkTiming | None) -> list[Event]:
         chunk = self._running(index)
         if chunk is None:
             return []
-        return [ChunkFinished(chunk.chunk_id, min(tokens, chunk.max_new_tokens), ended == 0)]
+        tokens = min(tokens, chunk.max_new_tokens)
+        return [ChunkFinished(chunk.chunk_id, tokens, ended == 0, timing if self.timed else None)]
+
+    def _found(self, index: int, share: float) -> list[Event]:
+        """The answer to a look-up, if there is one; else one that nobody asked for."""
+        asked = [s for s in self.world.samples.values() if self.world.pool.awaits_answer(s)]
+        if not asked:
+            return [PoolFound(RequestId(f"r{index}"), index)]
+        sample = asked[index % len(asked)]
+        return [PoolFound(sample.event.request_id, int(sample.asked_tokens * share))]
+
+    def _pool(self, up: bool | None) -> list[Event]:
+        return [PoolState(up)]
 
     def _fail(self, index: int, retryable: bool) -> list[Event]:
         chunk = self._running(index)
@@ -172,12 +199,12 @@ EVERY_POLICY = {
 
 @pytest.mark.parametrize("policy", EVERY_POLICY.values(), ids=EVERY_POLICY.keys())
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(options=options, steps=st.lists(steps, min_size=20, max_size=60))
+@given(options=options, steps=st.lists(steps, min_size=20, max_size=60), timed=st.booleans())
 def test_whatever_happens_the_core_keeps_its_promises(
-    policy: Policy, options: CoreSettings, steps: list[tuple[Any, ...]]
+    policy: Policy, options: CoreSettings, steps: list[tuple[Any, ...]], timed: bool
 ) -> None:
     world = World(policy, options)
-    story = Story(world)
+    story = Story(world, timed)
     for step in steps:
         story.tell(step)
     world.drain()

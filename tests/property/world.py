@@ -9,7 +9,7 @@ from typing import Any
 
 from seer_sgl.errors import IllegalEventError
 from seer_sgl.router.core import Policy, RouterCore
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, LookUp, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -19,6 +19,8 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    PoolFound,
+    PoolState,
     Recalled,
     Resumed,
     Submitted,
@@ -26,7 +28,8 @@ from seer_sgl.router.core.events import (
 )
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, RequestId
-from tests.property.cluster import Machine, Sample
+from tests.property.cluster import Machine, Prompt, Sample
+from tests.property.pool_model import PoolModel
 
 
 def heard(core: RouterCore, events: list[Event], now_s: float) -> list[Any]:
@@ -42,6 +45,7 @@ class World:
     def __init__(self, policy: Policy, options: CoreSettings) -> None:
         self.policy, self.options = policy, options
         self.core = RouterCore(self.policy, options)
+        self.pool = PoolModel(options)
         self.now_s = 0.0
         self.paused = False
         self.wake_s: float | None = None
@@ -65,7 +69,7 @@ class World:
         self, events: list[Event], actions: list[Action], aborts: Iterable[AbortChunk] = ()
     ) -> None:
         self.log.append((events, self.now_s, actions))
-        if Ticked() in events:
+        if Ticked() in events and self.wake_s is not None and self.now_s >= self.wake_s:
             self.wake_s = None
         assert [a for a in actions if isinstance(a, AbortChunk)] == list(aborts)
         for action in actions:
@@ -74,9 +78,11 @@ class World:
             elif isinstance(action, Dispatch):
                 self._judge_dispatch(action)
             elif isinstance(action, Wake):
-                assert self.wake_s is None, "two wake-ups at once"
-                assert self.now_s < action.at_s <= self.now_s + self.options.settle_s
+                assert self.wake_s is None or action.at_s < self.wake_s, "one too many"
+                assert self.now_s < action.at_s
                 self.wake_s = action.at_s
+            elif isinstance(action, LookUp):
+                self._judge_look_up(action)
         self.core.check()
         self._judge_rest()
 
@@ -85,9 +91,10 @@ class World:
             case Submitted():
                 alive = (s for s in self.samples.values() if s.running or not self._due(s))
                 group = [s for s in alive if s.event.group_id == event.group_id]
-                prompt_on = group[0].prompt_on if group else set()
+                prompt = group[0].prompt if group else Prompt()
                 begun_on = self.machines.get(event.held_on) if event.held_on else None
-                sample = Sample(event, prompt_on, begun_on, event.held_tokens, ready_s=self.now_s)
+                sample = Sample(event, prompt, begun_on, event.held_tokens, ready_s=self.now_s)
+                sample.in_pool = self.pool.up is not False
                 self.samples[event.request_id] = sample
             case ChunkFinished() if event.chunk_id in self.chunks:
                 self._note_finished(event)
@@ -105,8 +112,14 @@ class World:
                 self.paused = isinstance(event, Paused)
             case Recalled():
                 return self._note_recalled()
+            case PoolFound():
+                asked = self.samples.get(event.request_id)
+                gone = asked is None or (asked.running is None and self._due(asked) is not None)
+                self.pool.found(None if gone else asked, event.tokens, self.now_s)
+            case PoolState():
+                self.pool.state(event.up, self.samples.values())
             case EpochChanged():
-                self._note_epoch()
+                self.pool.epoch(self.samples.values())
         return []
 
     def _end_chunk(self, chunk_id: ChunkId) -> tuple[Sample, Machine]:
@@ -123,13 +136,17 @@ class World:
             self._note_failed(event.chunk_id, retryable=True)
             return
         sample, machine = self._end_chunk(event.chunk_id)
+        if event.timing is not None:
+            self.pool.costs.took(event.timing)
         if nothing:
             return
+        if not sample.of_old:
+            self.pool.chunk_ended(sample, machine, self.now_s)
         sample.generated_tokens += event.new_tokens
         sample.ended, sample.failures = event.ended, 0
         if not sample.of_old:
             sample.last_on = machine
-            sample.prompt_on.add(machine)
+            sample.prompt.on.add(machine)
 
     def _note_failed(self, chunk_id: ChunkId, retryable: bool) -> None:
         sample, _ = self._end_chunk(chunk_id)
@@ -149,14 +166,6 @@ class World:
                 sample.recalled = True
                 aborts.append(AbortChunk(chunk_id, machine.spec.engine_id))
         return aborts
-
-    def _note_epoch(self) -> None:
-        """No KV of before is of use to anybody."""
-        for sample in self.samples.values():
-            sample.last_on = sample.begun_on = None
-            sample.begun_tokens = 0
-            sample.prompt_on.clear()
-            sample.of_old = sample.running is not None
 
     def _note_cancelled(self, request_id: RequestId) -> Iterable[AbortChunk]:
         sample = self.samples.get(request_id)
@@ -195,15 +204,14 @@ class World:
         assert action.max_new_tokens == self._budget(sample)
         moved = sample.last_on if sample.last_on is not machine else None
         assert action.came_from == (moved and moved.spec.engine_id)
-        assert action.pulled_tokens == self._pulled(sample, machine)
-        if action.pulled_tokens:
-            assert not self._settles(sample), "pulled before its KV was in the pool"
+        is_here = self._is_here(sample)
+        self.pool.judge_pull(sample, machine, action.pulled_tokens, is_here, self.now_s)
         self._judge_turn(sample)
         if self.policy.reserves:
             assert machine.fits(self._need(sample)), "over the engine's KV or slots"
         machine.needs[action.chunk_id] = machine.pages(self._need(sample))
         self.chunks[action.chunk_id] = sample, machine
-        sample.running, sample.of_old = action, False
+        sample.running, sample.of_old, sample.pool_life = action, False, self.pool.life
 
     def _judge_turn(self, sample: Sample) -> None:
         """Where all that wait could go, one that has waited longest goes now and then."""
@@ -215,13 +223,12 @@ class World:
         if self.policy.guarded and self.options.starvation_dispatches:
             assert self.passed < self.options.starvation_dispatches, "passed for too long"
 
-    def _pulled(self, sample: Sample, machine: Machine) -> int:
-        """Some machine has computed all tokens so far, or the prompt at least, and the pool has them."""
-        pooled = sample.held_tokens if sample.last_on else sample.begun_tokens
-        if sample.prompt_on:
-            pooled = max(pooled, sample.shared_tokens)
-        gap = pooled - sample.prefix_on(machine)
-        return gap if gap > self.options.placement.pull_margin_tokens else 0
+    def _judge_look_up(self, action: LookUp) -> None:
+        assert not self.paused, "asked during a pause"
+        sample = self.samples[action.request_id]
+        assert sample.running is None
+        assert self._may_settle(sample), "asked for what it does not need"
+        self.pool.judge_look_up(sample, action.tokens, action.patience_s, self.now_s)
 
     def _budget(self, sample: Sample) -> int:
         if not self.policy.divided or not sample.event.divisible:
@@ -238,10 +245,12 @@ class World:
     def _need(self, sample: Sample) -> int:
         return sample.held_tokens + self._budget(sample)
 
+    def _is_here(self, sample: Sample) -> bool:
+        return sample.last_on in self.machines.values()
+
     def _settles(self, sample: Sample) -> bool:
-        """Whether it may pull nothing yet."""
-        here = sample.last_on in self.machines.values()
-        return here and self.now_s < sample.ready_s + self.options.settle_s
+        """Whether it may wait for its KV."""
+        return self.pool.may_wait(sample, self._is_here(sample), self.now_s)
 
     def _judge_rest(self) -> None:
         waiting = [sample for sample in self.samples.values() if sample.running is None]
@@ -270,7 +279,7 @@ class World:
 
     def _may_settle(self, sample: Sample) -> bool:
         """Whether it may wait where it would fit: it would pull, and it is too early for that."""
-        pulls = any(self._pulled(sample, machine) for machine in self.machines.values())
+        pulls = any(self.pool.gap(sample, machine) for machine in self.machines.values())
         return pulls and self._settles(sample)
 
     def _may_rest(self, needs: list[int], everyone: list[int]) -> bool:
@@ -303,7 +312,7 @@ class World:
         large = EngineSpec(EngineId("large"), 1 << 20, 1, 1 << 10, 1 << 20)
         self.feed([EngineJoined(large), Resumed()])
         while self.chunks or self.wake_s is not None:
-            self.now_s += self.options.settle_s
+            self.now_s = max(self.now_s, self.wake_s or 0.0)
             self.feed([Ticked()])
             if not self.chunks:
                 continue

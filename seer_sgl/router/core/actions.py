@@ -30,6 +30,19 @@ class AbortChunk(msgspec.Struct, frozen=True):
     engine_id: EngineId
 
 
+class LookUp(msgspec.Struct, frozen=True):
+    """Ask how much of a waiting request's prefix is in the pool; the answer comes as `PoolFound`.
+
+    Nothing depends on it: without an answer the request goes on when its own time is over.
+    """
+
+    request_id: RequestId
+    tokens: int
+    """Answer once so many of its first tokens are there, in whole pages,"""
+    patience_s: float
+    """and after this in any case."""
+
+
 class Deliver(msgspec.Struct, frozen=True):
     """Give the client its answer. Exactly one per submitted request."""
 
@@ -44,4 +57,4 @@ class Wake(msgspec.Struct, frozen=True):
     at_s: float
 
 
-Action = Dispatch | AbortChunk | Deliver | Wake
+Action = Dispatch | AbortChunk | LookUp | Deliver | Wake

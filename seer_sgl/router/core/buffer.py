@@ -39,11 +39,13 @@ class RequestBuffer:
         self.epoch += 1
         for request in self.requests.values():
             request.last_engine = request.begun_on = None
-            request.begun_tokens = 0
+            request.begun_tokens = request.settled_tokens = request.asked_tokens = 0
+            request.found_tokens, request.in_pool = None, True
         for group in self.groups.values():
             group.prompt_on.clear()
+            group.prompt_in_pool = True
 
-    def add(self, event: Submitted, now_s: float, begun_on: Engine | None = None) -> None:
+    def add(self, event: Submitted, now_s: float, begun_on: Engine | None = None) -> Request:
         """Let a new request wait. `begun_on`: the engine that holds the beginning of its prompt.
 
         Raises:
@@ -79,6 +81,7 @@ class RequestBuffer:
             self.queue.rerank(group)
         self.requests[event.request_id] = request
         self.wait(request, now_s)
+        return request
 
     def wait(self, request: Request, now_s: float) -> None:
         """Put a request that is nowhere into the queue. The first one of a group becomes its probe."""

@@ -26,6 +26,19 @@ class Submitted(msgspec.Struct, frozen=True):
     """The engine that did, and has it still."""
 
 
+class ChunkTiming(msgspec.Struct, frozen=True):
+    """What an engine tells of a chunk's start. What it does not tell is 0, and teaches nothing."""
+
+    computed_tokens: int = 0
+    """Prefix that it computed: neither cached there nor loaded."""
+    prefill_s: float = 0.0
+    """Which took so long, without the time in the engine's queue."""
+    loaded_tokens: int = 0
+    """Prefix that it loaded from the pool."""
+    load_s: float = 0.0
+    """Which took so long."""
+
+
 class ChunkFinished(msgspec.Struct, frozen=True):
     """An engine has answered a chunk."""
 
@@ -33,6 +46,7 @@ class ChunkFinished(msgspec.Struct, frozen=True):
     new_tokens: int
     ended: bool
     """True where the sample ended by itself (end token, stop, abort), so no chunk follows."""
+    timing: ChunkTiming | None = None
 
 
 class ChunkFailed(msgspec.Struct, frozen=True):
@@ -74,6 +88,22 @@ class Resumed(msgspec.Struct, frozen=True):
     """What waits may go again."""
 
 
+class PoolFound(msgspec.Struct, frozen=True):
+    """The answer to a `LookUp`: once all of it is in the pool, or when its patience is over."""
+
+    request_id: RequestId
+    tokens: int
+    """Of the request's prefix, how much is in the pool, in whole pages."""
+
+
+class PoolState(msgspec.Struct, frozen=True):
+    """What is known of the pool itself has changed."""
+
+    up: bool | None
+    """False: it is down, or has lost what it held; nothing that was written before will be found. True:
+    it works, and look-ups are answered. None: nobody knows, and look-ups may never be answered."""
+
+
 class Recalled(msgspec.Struct, frozen=True):
     """What runs is to come back with what it has, and goes on later. To be told during a pause, or it
     goes on at once.
@@ -109,5 +139,7 @@ Event = (
     | Paused
     | Resumed
     | Recalled
+    | PoolFound
+    | PoolState
     | EpochChanged
 )

@@ -22,12 +22,15 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    PoolFound,
+    PoolState,
     Recalled,
     Resumed,
     Submitted,
     Ticked,
 )
 from seer_sgl.router.core.fleet import Fleet
+from seer_sgl.router.core.moves import Moves
 from seer_sgl.router.core.policy import Policy
 from seer_sgl.router.core.scheduler import Scheduler
 from seer_sgl.router.core.settings import CoreSettings, Statistics
@@ -51,9 +54,10 @@ class RouterCore:
         self.engines = self.fleet.engines
         self.buffer = RequestBuffer(policy, self.settings, context)
         self.settling = Settling(self.buffer)
+        self.moves = Moves(self.settings)
         self.chunks: dict[ChunkId, Chunk] = {}
         self.scheduler = Scheduler(
-            policy, self.settings, self.fleet, self.buffer, self.settling, self.chunks
+            policy, self.settings, self.fleet, self.buffer, self.settling, self.moves, self.chunks
         )
         self._delivered = 0
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
@@ -67,6 +71,8 @@ class RouterCore:
             Paused: self._paused,
             Resumed: self._resumed,
             Recalled: self._recalled,
+            PoolFound: self._pool_found,
+            PoolState: self._pool_state,
             EpochChanged: self._epoch_changed,
         }
 
@@ -99,8 +105,7 @@ class RouterCore:
 
     def is_recalled(self, chunk_id: ChunkId) -> bool:
         """Whether the chunk runs, and `Recalled` has told it to stop."""
-        chunk = self.chunks.get(chunk_id)
-        return chunk is not None and chunk.recalled
+        return chunk_id in self.chunks and self.chunks[chunk_id].recalled
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -122,7 +127,7 @@ class RouterCore:
 
     def _submitted(self, event: Submitted, now_s: float) -> list[Action]:
         begun_on = self.engines.get(event.held_on) if event.held_on is not None else None
-        self.buffer.add(event, now_s, begun_on)
+        self.moves.began(self.buffer.add(event, now_s, begun_on))
         return []
 
     def _chunk_finished(self, event: ChunkFinished, now_s: float) -> list[Action]:
@@ -138,6 +143,10 @@ class RouterCore:
         if nothing and not chunk.recalled:
             return self._chunk_failed(ChunkFailed(event.chunk_id, "made no progress"), now_s)
         request = self._release(chunk)
+        if chunk.epoch == self.buffer.epoch and not nothing:
+            self.moves.ended(chunk, now_s)
+        if event.timing is not None:
+            self.moves.costs.took(event.timing)
         complete = not nothing and self.buffer.record(chunk, event.new_tokens, event.ended)
         if request.cancelled:
             return self._deliver(request, "cancelled")
@@ -188,8 +197,8 @@ class RouterCore:
         self.settling.end_all()
         return actions
 
-    def _ticked(self, _event: Ticked, _now_s: float) -> list[Action]:
-        self.settling.woken()
+    def _ticked(self, _event: Ticked, now_s: float) -> list[Action]:
+        self.settling.woken(now_s)
         return []
 
     def _paused(self, _event: Paused, _now_s: float) -> list[Action]:
@@ -201,13 +210,21 @@ class RouterCore:
         return []
 
     def _recalled(self, _event: Recalled, _now_s: float) -> list[Action]:
-        aborts: list[Action] = []
-        for chunk in self.chunks.values():
-            request = chunk.request
-            if request.divisible and not request.cancelled and not chunk.recalled:
-                chunk.recalled = True
-                aborts.append(AbortChunk(chunk.chunk_id, chunk.engine.engine_id))
-        return aborts
+        back = [chunk for chunk in self.chunks.values() if chunk.may_come_back]
+        for chunk in back:
+            chunk.recalled = True
+        return [AbortChunk(chunk.chunk_id, chunk.engine.engine_id) for chunk in back]
+
+    def _pool_found(self, event: PoolFound, now_s: float) -> list[Action]:
+        request = self.buffer.requests.get(event.request_id)
+        if self.moves.found(request, event.tokens, now_s) and request is not None:
+            self.settling.end(request)
+        return []
+
+    def _pool_state(self, event: PoolState, _now_s: float) -> list[Action]:
+        self.settling.end_all()
+        self.moves.state(event.up, self.buffer.requests.values(), self.buffer.groups.values())
+        return []
 
     def _epoch_changed(self, _event: EpochChanged, _now_s: float) -> list[Action]:
         self.settling.end_all()

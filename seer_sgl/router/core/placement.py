@@ -51,12 +51,6 @@ def group_home(
     return home if home and home.status == "open" else fleet.least_loaded(need_tokens)
 
 
-def tokens_to_pull(request: Request, engine: Engine, settings: PlacementSettings) -> int:
-    """Prefix KV that the engine is to pull from the pool rather than compute again."""
-    gap_tokens = request.pooled_tokens - request.prefix_on(engine)
-    return gap_tokens if gap_tokens > settings.pull_margin_tokens else 0
-
-
 def _prefix_holder(request: Request, need_tokens: int, fleet: Fleet) -> Engine | None:
     """The engine with the longest prefix that fits; of equal ones the least loaded.
 

@@ -5,7 +5,7 @@ from itertools import count
 from seer_sgl.router.core.actions import Action, Dispatch
 from seer_sgl.router.core.buffer import RequestBuffer
 from seer_sgl.router.core.fleet import Fleet
-from seer_sgl.router.core.placement import tokens_to_pull
+from seer_sgl.router.core.moves import Moves
 from seer_sgl.router.core.policy import Policy
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.router.core.settling import Settling
@@ -23,6 +23,7 @@ class Scheduler:
         fleet: Fleet,
         buffer: RequestBuffer,
         settling: Settling,
+        moves: Moves,
         chunks: dict[ChunkId, Chunk],
     ) -> None:
         self.paused = False
@@ -30,6 +31,7 @@ class Scheduler:
         """Chunks since the start; of these, those that went on from another engine."""
         self._policy, self._settings = policy, settings
         self._fleet, self._buffer, self._settling = fleet, buffer, settling
+        self._moves = moves
         self._chunks = chunks
         self._chunk_ids = count(1)
         self._since_oldest = 0  # dispatches since one of the request that had waited longest
@@ -51,7 +53,7 @@ class Scheduler:
 
         The first request that fits nowhere holds the engine that could take it soonest: nothing else
         goes there, so it cannot be passed for ever. Smaller ones behind it may use the other engines.
-        A request that would pull KV before it has settled waits for a moment, and holds nothing.
+        A request whose KV is not in the pool yet waits for a moment if that pays, and holds nothing.
         """
         if self.paused:
             return []
@@ -77,9 +79,11 @@ class Scheduler:
             elif engine is None:
                 self._buffer.park(request)
             else:
-                pulled = tokens_to_pull(request, engine, settings.placement)
-                settle_s = settings.settle_s if pulled else 0.0
-                if not self._settling.set_aside(request, now_s, settle_s):
+                pulled, until_s = self._moves.plan(request, engine, now_s)
+                if until_s > now_s:
+                    actions += self._moves.ask(request, until_s, now_s)
+                    self._settling.set_aside(request)
+                else:
                     actions.append(self._dispatch(request, engine, pulled))
                     room = self._fleet.room_tokens()
                     self._since_oldest = 0 if oldest else self._since_oldest + 1
@@ -94,7 +98,7 @@ class Scheduler:
         budget = request.budget_tokens
         reserved = engine.reservation_for(request.need_tokens) if self._policy.reserves else 0
         chunk_id = ChunkId(next(self._chunk_ids))
-        chunk = Chunk(chunk_id, request, engine, budget, reserved, self._buffer.epoch)
+        chunk = Chunk(chunk_id, request, engine, budget, reserved, self._buffer.epoch, self._moves.life)
         self._chunks[chunk.chunk_id] = chunk
         self._fleet.take(chunk)
         request.chunk, request.place = chunk, "in_flight"

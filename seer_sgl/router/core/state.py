@@ -98,6 +98,8 @@ class Group:
     prompt_on: set[Engine] = field(default_factory=set)
     """Engines that have computed the prompt. One that is gone never matches again: an engine that comes
     back is another object, as its memory is."""
+    prompt_in_pool: bool = True
+    """What they have computed of it was written to the pool."""
     finished_count: int = 0
     finished_log_sum: float = 0.0
     finished_log_squares: float = 0.0
@@ -157,6 +159,19 @@ class Request:
     """The engine that did; one that is gone never matches again."""
     shared_tokens: int = sys.maxsize
     """How much of the prompt, at most, is the group's own."""
+    in_pool: bool = True
+    """What it has computed was written to the pool, or will be in a moment."""
+    ended_s: float = 0.0
+    """When the last chunk that left KV did."""
+    settled_tokens: int = 0
+    """Of its prefix, what is known or sure enough to be in the pool. What only that chunk left is not,
+    until it was looked up."""
+    asked_tokens: int = 0
+    """How much of its prefix a look-up asked for since then; 0 where none did."""
+    found_tokens: int | None = None
+    """What that look-up found; None while there is no answer."""
+    until_s: float = 0.0
+    """How long it waits for one."""
     turn: int = 0
     """Its number among all that wait, by when they began to; 0 while it has none."""
 
@@ -171,11 +186,16 @@ class Request:
 
     @property
     def pooled_tokens(self) -> int:
-        """Tokens of this request's prefix whose KV some engine has computed and written to the pool."""
+        """Tokens of this request's prefix whose KV is in the pool, or will be in a moment."""
         if self.last_engine is not None:
-            return self.held_tokens
-        shared = min(self.shared_tokens, self.prompt_tokens) if self.group.prompt_on else 0
-        return max(shared, self.begun_tokens)
+            if self.found_tokens is not None:
+                return self.found_tokens
+            if self.in_pool:
+                return self.held_tokens
+        group = self.group
+        there = group.prompt_in_pool and group.prompt_on
+        shared = min(self.shared_tokens, self.prompt_tokens) if there else 0
+        return max(shared, self.begun_tokens if self.in_pool else 0)
 
     def prefix_on(self, engine: Engine) -> int:
         """Tokens of this request's prefix that the engine has computed."""
@@ -197,5 +217,12 @@ class Chunk:
     reserved_tokens: int
     epoch: int = 0
     """The buffer's when it was dispatched."""
+    pool_life: int = 0
+    """The pool's when it was dispatched."""
     recalled: bool = False
     """It was told to stop, so that its request can go on later."""
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether it runs on until it is told to stop, and its request can go on later."""
+        return self.request.divisible and not self.request.cancelled and not self.recalled

@@ -6,7 +6,7 @@ Request "g.0" belongs to group "g". Engine "a" has one-token pages and room for 
 from collections.abc import Sequence
 
 from seer_sgl.router.core import RouterCore
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Outcome
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, LookUp, Outcome
 from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
@@ -78,6 +78,10 @@ def dispatch(
 
 def abort(chunk: int, on: str = "a") -> AbortChunk:
     return AbortChunk(ChunkId(chunk), EngineId(on))
+
+
+def look_up(name: str, tokens: int, patience_s: float = 0.5) -> LookUp:
+    return LookUp(RequestId(name), tokens, patience_s)
 
 
 def deliver(name: str, outcome: Outcome = "finished", reason: str = "") -> Deliver:

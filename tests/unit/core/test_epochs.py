@@ -14,6 +14,7 @@ from tests.unit.core.table import (
     engine,
     finished,
     joined,
+    look_up,
     play,
     submitted,
 )
@@ -78,7 +79,7 @@ def test_who_waits_for_kv_of_before_waits_no_longer(make_core: MakeCore) -> None
         [
             (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
             (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [Wake(10.5)]),
+            (finished(1, 50), [look_up("g.0", 59), Wake(10.5)]),
             (EpochChanged(), [dispatch(4, "g.0", 50, "b")]),
         ],
         now_s=10.0,

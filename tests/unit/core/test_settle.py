@@ -16,6 +16,7 @@ from tests.unit.core.table import (
     finished,
     joined,
     left,
+    look_up,
     play,
     submitted,
 )
@@ -30,11 +31,11 @@ def test_a_move_waits_until_the_kv_has_settled(make_core: MakeCore) -> None:
         [
             (all_submitted("g.0 h.0 k.0"), [dispatch(n, f"{g}.0", 50) for n, g in enumerate("ghk", 1)]),
             (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [Wake(10.5)]),
+            (finished(1, 50), [look_up("g.0", 59), Wake(10.5)]),
         ],
         now_s=10.0,
     )
-    play(core, [(Ticked(), [Wake(10.5)])], now_s=10.4)
+    play(core, [(Ticked(), [])], now_s=10.4)
     play(core, [(Ticked(), [dispatch(4, "g.0", 50, "b", "a", pulled=60)])], now_s=10.5)
 
 
@@ -46,7 +47,7 @@ def test_one_wake_up_serves_all_and_the_settled_do_not_wait(make_core: MakeCore)
         [
             (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
             (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [Wake(10.5)]),
+            (finished(1, 50), [look_up("g.0", 59), Wake(10.5)]),
             (submitted("new.0"), [dispatch(5, "new.0", 50, "b")]),
             (finished(2, 50, ended=True), [deliver("h.0"), dispatch(6, "g.0", 50)]),
         ],
@@ -65,7 +66,7 @@ def test_a_move_that_pulls_nothing_does_not_wait(make_core: MakeCore, margin: in
         [
             (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
             (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [Wake(10.5) if waits else moved]),
+            (finished(1, 50), [look_up("g.0", 59), Wake(10.5)] if waits else [moved]),
         ],
         now_s=10.0,
     )
@@ -79,7 +80,7 @@ def test_a_request_that_waits_to_move_may_be_cancelled(make_core: MakeCore) -> N
         [
             (all_submitted(names), [dispatch(n, r, 50) for n, r in enumerate(names.split(), 1)]),
             (joined(engine("b", slots=4)), []),
-            (finished(1, 50), [Wake(10.5)]),
+            (finished(1, 50), [look_up("g.0", 59), Wake(10.5)]),
             (cancelled("g.0"), [deliver("g.0", "cancelled")]),
         ],
         now_s=10.0,
