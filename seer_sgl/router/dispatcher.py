@@ -16,7 +16,7 @@ from seer_sgl.router.answers import Answers, SampleStream
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.chunking import Epoch, chunk_body
 from seer_sgl.router.core import RouterCore
-from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, Wake
+from seer_sgl.router.core.actions import AbortChunk, Action, Deliver, Dispatch, LookUp, Wake
 from seer_sgl.router.core.events import (
     Cancelled,
     EngineJoined,
@@ -24,6 +24,8 @@ from seer_sgl.router.core.events import (
     EpochChanged,
     Event,
     Paused,
+    PoolFound,
+    PoolState,
     Recalled,
     Resumed,
     Submitted,
@@ -193,7 +195,11 @@ class Dispatcher:
 
     async def watch_pool(self) -> None:
         """Hear of the pool until cancelled."""
-        await self._pooling.pool.run(lambda request_id, tokens: None, None, self._told_of)
+        await self._pooling.pool.run(
+            lambda request_id, tokens: self._handle([PoolFound(request_id, tokens)]),
+            lambda up: self._handle([PoolState(up)]),
+            self._told_of,
+        )
 
     def _told_of(self, request_id: RequestId) -> Reopened | None:
         live = self._live.get(request_id)
@@ -300,6 +306,9 @@ class Dispatcher:
                 case AbortChunk(chunk_id=chunk_id, engine_id=engine_id):
                     if chunk_id in self._running:
                         self._send(engine_id, StopChunk(chunk_id))
+                case LookUp(request_id=request_id, tokens=tokens, patience_s=patience_s):
+                    self._pooling.about_to_run(self._live[request_id], self.epoch)
+                    self._pooling.pool.look_up(request_id, tokens, patience_s)
                 case Wake(at_s=at_s):
                     loop = asyncio.get_running_loop()
                     ticked: list[Event] = [Ticked()]
@@ -320,7 +329,7 @@ class Dispatcher:
         is_probe = request is not None and request.is_probe
         body = chunk_body(live, dispatch, self.epoch, is_probe)
         live.transcript.epoch = self.epoch.number
-        self._pooling.dispatched(live, self.epoch)
+        self._pooling.about_to_run(live, self.epoch)
         self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))
 

@@ -1,10 +1,11 @@
 """What the end of a chunk means: what its sample keeps of it, and what the core is told."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from seer_sgl.router.core import RouterCore
 from seer_sgl.router.core.actions import Dispatch
-from seer_sgl.router.core.events import Cancelled, ChunkFailed, ChunkFinished, Event
+from seer_sgl.router.core.events import Cancelled, ChunkFailed, ChunkFinished, ChunkTiming, Event
 from seer_sgl.router.live import Live
 from seer_sgl.router.pooling import Pooling
 
@@ -85,7 +86,20 @@ class Endings:
         live.transcript.add(answer, dispatch.engine_id, dispatch.came_from)
         self._pooling.ended(live, tokens)
         live.complete = ended or live.transcript.ended_tokens >= live.budget_tokens
-        return ChunkFinished(dispatch.chunk_id, tokens, ended)
+        return ChunkFinished(dispatch.chunk_id, tokens, ended, _timing(answer["meta_info"]))
+
+
+def _timing(meta: Mapping[str, Any]) -> ChunkTiming | None:
+    """What SGLang tells of a chunk's start; with `--enable-metrics` only."""
+    began_s, computed_s = meta.get("forward_entry_time"), meta.get("prefill_finished_time")
+    if began_s is None or computed_s is None:
+        return None
+    return ChunkTiming(
+        computed_tokens=max(0, meta.get("prompt_tokens", 0) - meta.get("cached_tokens", 0)),
+        prefill_s=max(0.0, computed_s - began_s),
+        loaded_tokens=(meta.get("cached_tokens_details") or {}).get("storage", 0),
+        load_s=meta.get("storage_prefetch_wait", 0.0),
+    )
 
 
 def _refused(status: int | None) -> bool:

@@ -22,8 +22,8 @@ class Pooling:
         self._told: dict[RequestId, tuple[int, str | None]] = {}
         """Epoch and salt of samples, as the keeper knows them."""
 
-    def dispatched(self, live: Live, epoch: Epoch) -> None:
-        """A chunk of it goes out."""
+    def about_to_run(self, live: Live, epoch: Epoch) -> None:
+        """A chunk of it goes out, or would if its KV were in the pool."""
         name, body = live.request_id, live.sample.body
         if any(body.get(field) for field in _UNKNOWN_KEYS):
             return
