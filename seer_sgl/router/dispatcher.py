@@ -5,9 +5,10 @@ dispatched is in `_running` until its engine answers, breaks or leaves. The core
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,7 @@ class Dispatcher:
         self._groups = GroupBook() if groups is None else groups
         self._intake = Intake(roster, calls, self._groups, self._submit)
         self.stopping.then.add(self._intake.stop)
+        self._passed_on = 0
         self._live: dict[RequestId, Live] = {}
         self._running: dict[ChunkId, Dispatch] = {}
         self._gathering = Gathering(lambda events: self._handle([*events]), core.at_ease)
@@ -138,8 +140,8 @@ class Dispatcher:
 
     def recall(self) -> None:
         """Bring back what runs, with the tokens that it has: it goes on after `resume`. What cannot be
-        divided runs on. To be called during a pause, and before engines themselves pause: those
-        that did lose tokens of what they abort.
+        divided begins anew, or ends with what its client has seen. To be called during a pause, and
+        before engines themselves pause: those that did lose tokens of what they abort.
         """
         self._handle([Recalled()])
 
@@ -152,8 +154,24 @@ class Dispatcher:
 
     @property
     def on_their_way(self) -> int:
-        """Requests that were taken in and have not ended."""
-        return len(self._live)
+        """Requests that were taken in, or passed on to an engine as they were, and have not ended."""
+        return len(self._live) + self._passed_on
+
+    @property
+    def holds(self) -> bool:
+        """Whether no request may begin to run now."""
+        return self.paused or self._intake.held
+
+    @contextlib.contextmanager
+    def passing_on(self) -> Iterator[Epoch]:
+        """Inside, an engine works on a request that it does not send back here to be divided. Not to be
+        entered while the dispatcher `holds`.
+        """
+        self._passed_on += 1
+        try:
+            yield self.epoch
+        finally:
+            self._passed_on -= 1
 
     def abort(self, rid: str) -> int:
         """End the request of this id, or those that were made of it; they are answered with what

@@ -66,7 +66,10 @@ class Endings:
         request = self._core.buffer.requests.get(dispatch.request_id)
         cancelled = bool(live.aborted) or (request is not None and request.cancelled)
         if self._core.is_recalled(dispatch.chunk_id) and not cancelled:
-            return [self._took(live, dispatch, answer, ended=False)]
+            if live.sample.divisible:
+                return [self._took(live, dispatch, answer, ended=False)]
+            reason = "recalled for a change of weights, and cannot go on from what it had"
+            return [self.lost(live, dispatch, reason) or ChunkFailed(dispatch.chunk_id, reason)]
         if (cancelled or self._core.scheduler.paused) and status is None:
             finished = self._took(live, dispatch, answer, ended=True)
             live.complete = False

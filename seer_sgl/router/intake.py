@@ -36,7 +36,7 @@ class Intake:
         self._numbers = itertools.count()
         self._unready: list[list[Live]] = []
         """Calls that wait for an engine, or for the end of a hold."""
-        self._held = False
+        self.held = False
         self._limits: tuple[list[EngineSpec], Limits] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,10 +102,10 @@ class Intake:
 
     def hold(self) -> None:
         """Let nothing go on from here until `release`."""
-        self._held = True
+        self.held = True
 
     def release(self) -> None:
-        self._held = False
+        self.held = False
         self._go_on()
 
     def engine_joined(self) -> None:
@@ -123,7 +123,7 @@ class Intake:
             task.cancel()
 
     def _prepare(self, lives: list[Live]) -> None:
-        if self._held or not len(self._roster):
+        if self.held or not len(self._roster):
             self._unready.append(lives)
         elif any(not live.transcript.prompt_ids for live in lives):
             task = asyncio.create_task(self._tokenize(lives), name="tokenize")

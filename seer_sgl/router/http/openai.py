@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Container, Mapping
+from collections.abc import AsyncIterator, Container, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -149,8 +149,8 @@ async def _whole(
     for attempt in range(1, ATTEMPTS + 1):
         member = await _member(front, asked, headers, tried)
         tried.add(member.engine_id)
-        own = _body_for(front, member, body)
-        answer = await front.calls.ask(member.engine_id, "POST", path, own, headers)
+        with _body_for(front, member, body) as own:
+            answer = await front.calls.ask(member.engine_id, "POST", path, own, headers)
         gone = NO_ANSWER in answer.headers
         broken = answer.status in BROKEN and len(front.roster) > 1
         if attempt == ATTEMPTS or not (gone or broken):
@@ -177,7 +177,7 @@ async def _begun(
         member = await _member(front, asked, headers, tried)
         tried.add(member.engine_id)
         async with contextlib.AsyncExitStack() as trial:
-            own = _body_for(front, member, body)
+            own = trial.enter_context(_body_for(front, member, body))
             opened = front.calls.stream(member.engine_id, "POST", path, own, headers)
             stream = await trial.enter_async_context(opened)
             try:
@@ -228,13 +228,22 @@ async def _member(
     return front.roster.members[chosen(loads, turn, key)]
 
 
-def _body_for(front: Front, member: Member, body: bytes) -> bytes:
-    """A server without our plugin generates the request itself: it gets the salt with it."""
-    return body if member.card.facts.get("front") else front.dispatcher.epoch.salted(body)
+@contextlib.contextmanager
+def _body_for(front: Front, member: Member, body: bytes) -> Iterator[bytes]:
+    """A server without our plugin generates the request itself: it gets the salt with it, and weights
+    do not change meanwhile."""
+    if member.card.facts.get("front"):
+        yield body
+        return
+    with front.dispatcher.passing_on() as epoch:
+        yield epoch.salted(body)
 
 
 def _usable(front: Front) -> list[Member]:
-    return [member for member in front.roster.members.values() if not member.quarantine]
+    """Engines that a request may go to now. What a server generates by itself begins when any other
+    request may."""
+    members = [member for member in front.roster.members.values() if not member.quarantine]
+    return [m for m in members if m.card.facts.get("front") or not front.dispatcher.holds]
 
 
 def _key(asked: Asked, headers: Mapping[str, str]) -> bytes:

@@ -287,3 +287,47 @@ def test_one_line_of_a_batch() -> None:
                 assert msgspec.json.decode(content)["error"]["param"] in changed
 
     run(scenario())
+
+
+def test_a_chat_that_a_server_generates_by_itself_runs_under_the_weights_of_its_salt() -> None:
+    async def scenario() -> None:
+        engine = speaking("a", front=False)
+        async with cluster(engine) as it:
+            dispatcher = it.service.dispatcher
+            await it.http.post(CHAT, json=HELLO)
+            dispatcher.pause()
+            async with together(it.http.post(CHAT, json=HELLO)) as call:
+                await asyncio.sleep(0.05)
+                assert len(engine.calls) == 1, "it waits in the router, or its salt would be of the past"
+                dispatcher.new_epoch()
+                dispatcher.resume()
+                assert (await call).status_code == 200
+        before, after = (asked.json() for asked in engine.calls)
+        assert before.pop("cache_salt") != after.pop("cache_salt")
+        assert before == after == HELLO
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_chat_that_a_server_generates_by_itself_counts_as_on_its_way(streams: bool) -> None:
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def events() -> AsyncIterator[bytes]:
+            yield b"data: {}\n\n"
+            await go_on.wait()
+
+        engine = speaking("a", lambda _: Reply(200, events=events()), front=False)
+        async with (
+            cluster(engine) as it,
+            together(it.http.post(CHAT, json={**HELLO, "stream": streams})) as call,
+        ):
+            dispatcher = it.service.dispatcher
+            await until(lambda: engine.calls)
+            assert dispatcher.on_their_way == 1
+            go_on.set()
+            assert (await call).status_code == 200
+            await until(lambda: not dispatcher.on_their_way)
+
+    run(scenario())
