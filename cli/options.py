@@ -85,7 +85,8 @@ PoolArg = Annotated[
     list[str] | None,
     typer.Option(
         help="NAME=VALUE, a flag of the mooncake_master that is started here, as enable_snapshot=true; "
-        "may be given again. With enable_ha=true it is one of several: see --pool-master.",
+        "may be given again. With enable_ha=true it is one of several: see --pool-master. cluster_id "
+        "tells engines, too, which of the clusters that share an etcd is theirs.",
         rich_help_panel=_POOL,
     ),
 ]

@@ -59,12 +59,14 @@ def serve(
 
     Flags after `--` go to every SGLang server, those of joining nodes too.
     """
-    given = {**locals()}
+    _run({**locals()}, tuple(context.args))
 
+
+def _run(given: dict[str, Any], engine_args: tuple[str, ...]) -> None:
     from .run import errors_reported, run_until_signal
 
     with errors_reported():
-        config = head_config(given, tuple(context.args))
+        config = head_config(given, engine_args)
     run_until_signal(_serve(config))
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import msgspec
 
 from seer_sgl.config import RouterConfig
@@ -19,7 +20,7 @@ from seer_sgl.engine.node import address_towards
 from seer_sgl.engine.process import Child, free_port
 from seer_sgl.engine.server import check_model, check_sglang_installed
 from seer_sgl.errors import RequestError, StartError
-from seer_sgl.kv.pool import PoolAddress, PoolSettings, client_bounds, master_args
+from seer_sgl.kv.pool import PoolAddress, PoolSettings, client_bounds, master_settings
 from seer_sgl.router.service import RouterService
 from seer_sgl.router.workers import normal_url
 from seer_sgl.spec.settings import DraftSettings
@@ -29,7 +30,8 @@ T = TypeVar("T")
 MASTER_START_S = 20.0
 SHARD_START_S = 60.0
 """The first one on a machine compiles its kernels."""
-STANDBY_START_S = 1.0
+ELECTION_S = 30.0
+"""Mooncake lets a lease of 5 s run out, and then warms up for 5 s."""
 KEEPER_START_S = 30.0
 KEPT_STOP_S = 2.0
 NODE_STOP_S = 20.0
@@ -225,24 +227,34 @@ async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own
     """Start the head's own master, which listens on `own`, or look whether the other one is there."""
     name = "mooncake_master"
     if settings.starts_master:
-        listens = _still_there() if settings.highly_available else _listens(name, own, MASTER_START_S)
-        await head.keep_child(name, _master_argv(settings, own), listens)
+        program = Path(sys.executable).with_name(name)
+        if not program.exists():
+            raise StartError("Mooncake is not installed: pip install 'seer-sgl[cpu]' or [cuda]")
+        host, _, port = own.rpartition(":")
+        flags = master_settings(settings, host, int(port), free_port())
+        argv = [str(program), *(f"--{flag}={value}" for flag, value in flags.items())]
+        if settings.highly_available:
+            up = _somebody_leads(f"http://{flags['metrics_host']}:{flags['metrics_port']}/leader")
+        else:
+            up = _listens(name, own, MASTER_START_S)
+        await head.keep_child(name, argv, up)
     elif "://" not in pool.master:
         await head.unless_failed(_listens(name, pool.master, MASTER_START_S))
 
 
-def _master_argv(settings: PoolSettings, own: str) -> list[str]:
-    host, _, port = own.rpartition(":")
-    name, *args = master_args(host, int(port), free_port(), settings.master_flags)
-    program = Path(sys.executable).with_name(name)
-    if not program.exists():
-        raise StartError("Mooncake is not installed: pip install 'seer-sgl[cpu]' or [cuda]")
-    return [str(program), *args]
-
-
-async def _still_there() -> None:
-    """A master that does not lead listens nowhere; but with flags that it does not like it ends."""
-    await asyncio.sleep(STANDBY_START_S)
+async def _somebody_leads(url: str) -> None:
+    """Wait until a master leads, this one or another, and serves. Asked of this one's admin server."""
+    leader = ""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        try:
+            async with asyncio.timeout(ELECTION_S):
+                while not leader:
+                    with contextlib.suppress(httpx.TransportError):
+                        leader = (await http.get(url)).json().get("leader_address", "")
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise StartError(f"no Mooncake master leads after {ELECTION_S:g} s") from None
+    await _listens("the Mooncake master that leads", leader, ELECTION_S)
 
 
 async def _start_keeper(head: Head, pool: PoolAddress, near: str, listen: str) -> None:
@@ -252,7 +264,10 @@ async def _start_keeper(head: Head, pool: PoolAddress, near: str, listen: str) -
         *("--local-host", near),
     ]
     listens = _listens("pool keeper", listen.removeprefix("tcp://"), KEEPER_START_S)
-    await head.keep_child("pool keeper", argv, listens, client_bounds(os.environ))
+    environment = client_bounds(os.environ)
+    if pool.cluster:
+        environment["MC_STORE_CLUSTER_ID"] = pool.cluster
+    await head.keep_child("pool keeper", argv, listens, environment)
 
 
 def _node_argv(config: HeadConfig) -> list[str]:

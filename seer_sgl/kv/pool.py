@@ -52,6 +52,8 @@ class PoolAddress(msgspec.Struct, frozen=True):
     """Network devices of RDMA; empty lets Mooncake choose."""
     segment_bytes: int | None = None
     """Memory that each engine lends to the pool; None: what `lent_bytes` says of its node."""
+    cluster: str = ""
+    """Name of the cluster among those that share an etcd; empty: Mooncake's own."""
 
     def environment(self, local_host: str, segment_bytes: int) -> dict[str, str]:
         """What SGLang's Mooncake store reads from its environment.
@@ -60,7 +62,8 @@ class PoolAddress(msgspec.Struct, frozen=True):
             local_host: this node's address as the other nodes reach it.
             segment_bytes: memory that one server lends to the pool.
         """
-        return {
+        named = {"MC_STORE_CLUSTER_ID": self.cluster} if self.cluster else {}
+        return named | {
             "MOONCAKE_MASTER": self.master,
             "MOONCAKE_TE_META_DATA_SERVER": self.metadata,
             "MOONCAKE_PROTOCOL": self.protocol,
@@ -84,7 +87,7 @@ class PoolSettings(msgspec.Struct, frozen=True):
 
     @property
     def starts_master(self) -> bool:
-        return not self.master or bool(self.master_flags)
+        return not self.master or bool(self.master_flags.keys() - {"cluster_id"})
 
     @property
     def highly_available(self) -> bool:
@@ -127,7 +130,12 @@ class PoolSettings(msgspec.Struct, frozen=True):
     def address(self, own_master: str) -> PoolAddress:
         """The pool as engines are told of it."""
         return PoolAddress(
-            self.master or own_master, self.metadata, self.protocol, self.device, self.segment_bytes
+            master=self.master or own_master,
+            metadata=self.metadata,
+            protocol=self.protocol,
+            device=self.device,
+            segment_bytes=self.segment_bytes,
+            cluster=self.master_flags.get("cluster_id", ""),
         )
 
 
@@ -175,16 +183,17 @@ def hicache_args(page_tokens: int) -> list[str]:
     ]
 
 
-def master_args(host: str, rpc_port: int, metrics_port: int, flags: Mapping[str, str]) -> list[str]:
-    """The command line of `mooncake_master`; what `flags` say wins."""
-    settings = {
+def master_settings(
+    settings: PoolSettings, host: str, rpc_port: int, metrics_port: int
+) -> dict[str, str]:
+    """Flags of `mooncake_master`; what the user says wins."""
+    return {
         "rpc_address": host,
-        "rpc_port": rpc_port,
+        "rpc_port": str(rpc_port),
         "metrics_host": host,
-        "metrics_port": metrics_port,
-        "default_kv_lease_ttl": LEASE_MS,
-        "client_ttl": CLIENT_TTL_S,
+        "metrics_port": str(metrics_port),
+        "default_kv_lease_ttl": str(LEASE_MS),
+        "client_ttl": str(CLIENT_TTL_S),
         "logtostderr": "true",
-        **flags,
+        **settings.master_flags,
     }
-    return ["mooncake_master", *(f"--{name}={value}" for name, value in settings.items())]

@@ -42,7 +42,7 @@ async def servers_up(head: Head, count: int) -> None:
 def test_draft_servers_come_back_and_the_head_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 0.01)
+    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 0.3)  # long enough to be seen
     monkeypatch.setattr(drafts, "ASK_S", 0.1)
     said: list[str] = []
 

@@ -12,7 +12,7 @@ from seer_sgl.kv.pool import (
     PoolSettings,
     client_bounds,
     hicache_args,
-    master_args,
+    master_settings,
     parsed_flags,
 )
 
@@ -51,27 +51,29 @@ def test_hicache_writes_through_and_waits_for_what_is_there_but_not_for_ever() -
     assert extra["prefetch_threshold"] == 32, "one page is worth fetching"
 
 
-def settings_of(argv: list[str]) -> dict[str, str]:
-    return dict(flag.removeprefix("--").split("=", 1) for flag in argv[1:])
-
-
 def test_master_listens_where_it_is_told() -> None:
-    argv = master_args("10.0.0.1", 5, 7, {})
-    settings = settings_of(argv)
-    assert argv[0] == "mooncake_master"
-    assert (settings["rpc_address"], settings["rpc_port"]) == ("10.0.0.1", "5")
-    assert (settings["metrics_host"], settings["metrics_port"]) == ("10.0.0.1", "7")
-    assert "enable_http_metadata_server" not in settings
+    flags = master_settings(PoolSettings(), "10.0.0.1", 5, 7)
+    assert (flags["rpc_address"], flags["rpc_port"]) == ("10.0.0.1", "5")
+    assert (flags["metrics_host"], flags["metrics_port"]) == ("10.0.0.1", "7")
+    assert "enable_http_metadata_server" not in flags
 
 
 def test_the_users_flags_of_a_master_win_and_lead_to_it() -> None:
-    flags = parsed_flags(["enable_ha=true", "--etcd_endpoints=a:1;b:2", "client_ttl=99", "rpc_port=6"])
-    settings = settings_of(master_args("h", 5, 7, flags))
-    assert settings["etcd_endpoints"] == "a:1;b:2"
-    assert (settings["client_ttl"], settings["rpc_port"]) == ("99", "6")
-    assert PoolSettings(master_flags=flags).own_master("h", 5) == "h:6"
+    given = parsed_flags(["enable_ha=true", "--etcd_endpoints=a:1;b:2", "client_ttl=99", "rpc_port=6"])
+    settings = PoolSettings(master_flags=given)
+    flags = master_settings(settings, "h", 5, 7)
+    assert flags["etcd_endpoints"] == "a:1;b:2"
+    assert (flags["client_ttl"], flags["rpc_port"]) == ("99", "6")
+    assert settings.own_master("h", 5) == "h:6"
     elsewhere = PoolSettings(master_flags={"rpc_address": "10.0.0.9"})
     assert elsewhere.own_master("h", 5) == "10.0.0.9:5"
+
+
+def test_master_and_clients_are_of_one_cluster() -> None:
+    settings = PoolSettings("etcd://e:1", master_flags={"cluster_id": "c"})
+    assert not settings.starts_master
+    assert settings.address("h:5").environment("h", 1)["MC_STORE_CLUSTER_ID"] == "c"
+    assert "MC_STORE_CLUSTER_ID" not in PoolSettings().address("h:5").environment("h", 1)
 
 
 @pytest.mark.parametrize("flag", ["enable_ha", "=true", "--=1", ""])
