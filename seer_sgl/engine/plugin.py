@@ -63,11 +63,12 @@ def _load_on_cpu() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from seer_sgl.engine import kvpool, linear, sampling
+    from seer_sgl.engine import adapters, kvpool, linear, sampling
 
     # SGLang tests for this very name to stay off Triton, so ours takes it over.
     register_attention_backend("torch_native")(_cpu_attention)
     HookRegistry.register(_ASSIGN_SLOTS, kvpool.assign_slots, HookType.REPLACE)
+    HookRegistry.register(adapters.MANAGER, adapters.use_pageable, HookType.BEFORE)
     HookRegistry.register(_LINEAR, linear.apply_linear, HookType.AROUND)
     HookRegistry.register(_SAMPLING_INFO, sampling.note_seeds, HookType.AFTER)
     HookRegistry.register(
