@@ -165,10 +165,9 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
         try:
             say(f"router on http://{_bracketed(router.host)}:{router.http_port}, policy {router.policy}")
             if pool is not None:
-                await _start_pool(head, config.pool_settings, pool, own)
+                metrics = await _start_pool(head, config.pool_settings, pool, own)
                 say(f"KV pool: Mooncake master {pool.master}")
-                if router.pool_keeper:
-                    await _start_keeper(head, pool, near, router.pool_keeper)
+                await _start_keeper(head, router, near, metrics)
             if router.draft is not None:
                 for shard, address in enumerate(router.draft.servers):
                     await _start_shard(head, config, shard, address)
@@ -218,13 +217,15 @@ def _bracketed(host: str) -> str:
 
 
 def _keeper_address(pool: PoolAddress | None) -> str:
-    if pool is None or importlib.util.find_spec("seer_sgl.kv.keeper") is None:
-        return ""
-    return f"tcp://127.0.0.1:{free_port()}"
+    return "" if pool is None else f"tcp://127.0.0.1:{free_port()}"
 
 
-async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own: str) -> None:
-    """Start the head's own master, which listens on `own`, or look whether the other one is there."""
+async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own: str) -> str:
+    """Start the head's own master, which listens on `own`, or look whether the other one is there.
+
+    Returns:
+        `host:port` of the own master's metrics, or nothing.
+    """
     name = "mooncake_master"
     if settings.starts_master:
         program = Path(sys.executable).with_name(name)
@@ -233,13 +234,16 @@ async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own
         host, _, port = own.rpartition(":")
         flags = master_settings(settings, host, int(port), free_port())
         argv = [str(program), *(f"--{flag}={value}" for flag, value in flags.items())]
+        metrics = f"{flags['metrics_host']}:{flags['metrics_port']}"
         if settings.highly_available:
-            up = _somebody_leads(f"http://{flags['metrics_host']}:{flags['metrics_port']}/leader")
+            up = _somebody_leads(f"http://{metrics}/leader")
         else:
             up = _listens(name, own, MASTER_START_S)
         await head.keep_child(name, argv, up)
-    elif "://" not in pool.master:
+        return metrics
+    if "://" not in pool.master:
         await head.unless_failed(_listens(name, pool.master, MASTER_START_S))
+    return ""
 
 
 async def _somebody_leads(url: str) -> None:
@@ -257,11 +261,13 @@ async def _somebody_leads(url: str) -> None:
     await _listens("the Mooncake master that leads", leader, ELECTION_S)
 
 
-async def _start_keeper(head: Head, pool: PoolAddress, near: str, listen: str) -> None:
+async def _start_keeper(head: Head, router: RouterConfig, near: str, metrics: str) -> None:
+    pool, listen = router.pool, router.pool_keeper
+    assert pool is not None
     argv = [
         *(sys.executable, "-m", "seer_sgl.kv.keeper", "--listen", listen, "--master", pool.master),
         *("--metadata", pool.metadata, "--protocol", pool.protocol, "--device", pool.device),
-        *("--local-host", near),
+        *("--local-host", near, "--metrics", metrics),
     ]
     listens = _listens("pool keeper", listen.removeprefix("tcp://"), KEEPER_START_S)
     environment = client_bounds(os.environ)
