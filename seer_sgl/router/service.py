@@ -102,7 +102,7 @@ class RouterService:
         self.drafts = DraftWatch(config.draft.servers if config.draft else ())
         self._calls = EngineCalls(self._link, self.roster)
         self.dispatcher = self._dispatcher()
-        self._plane = ControlPlane(self.dispatcher, self.roster, self._calls)
+        self._plane = ControlPlane(self.dispatcher, self.roster, self._calls, config.update_timeout_s)
         traffic = self._traffic = Traffic()
         registry = registry_of(self.core, self.drafts, self.roster, traffic, self.pool)
         front = Front(

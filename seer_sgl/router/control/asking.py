@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from seer_sgl.errors import SeerError
 from seer_sgl.router.calls import EngineAnswer, EngineCalls
-from seer_sgl.router.control.merging import Replies, Reply
+from seer_sgl.router.control.merging import Replies, Reply, refused
 from seer_sgl.router.control.views import in_order
 from seer_sgl.router.roster import Roster
 from seer_sgl.types import EngineId
@@ -14,6 +14,9 @@ _JSON_HEADERS = {"content-type": "application/json"}
 NOBODY = "no engine is registered"
 NO_ANSWER = 503
 """What stands for an engine's answer where there is none."""
+TIMED_OUT = 504
+"""What stands for it where there is none in time."""
+NO_ANSWER_IN_TIME = (NO_ANSWER, TIMED_OUT)
 
 
 class Engines:
@@ -46,18 +49,23 @@ class Engines:
         target: str,
         body: bytes = b"",
         bodies: Mapping[EngineId, bytes] | None = None,
+        timeout_s: float | None = None,
     ) -> Replies:
-        """Answers of those that are still here, all asked at once, for as long as it takes.
+        """Answers of those that are still here, all asked at once.
+
+        Args:
+            timeout_s: how long each may take; then its call is stopped, and 504 stands for its answer.
+                None waits for as long as it takes.
 
         Raises:
             SeerError: all of them have left.
         """
-        found = await self._round(engines, method, target, body, bodies)
+        found = await self._round(engines, method, target, bodies or {}, body, timeout_s)
         # SGLang hangs up after an error of its own, and the next call may meet that. A server that has
         # really ended has left by the time its agent says that there is no answer.
         broken = [engine for engine, reply in found.items() if reply.status == NO_ANSWER]
         if broken:
-            again = await self._round(broken, method, target, body, bodies)
+            again = await self._round(broken, method, target, bodies or {}, body, timeout_s)
             found = {e: again.get(e, reply) for e, reply in found.items() if e in self.roster.members}
         if not found:
             raise SeerError(f"{', '.join(engines)} left before the answer to {target}")
@@ -68,13 +76,14 @@ class Engines:
         engines: list[EngineId],
         method: str,
         target: str,
+        bodies: Mapping[EngineId, bytes],
         body: bytes,
-        bodies: Mapping[EngineId, bytes] | None,
+        timeout_s: float | None,
     ) -> dict[EngineId, Reply]:
-        asked = [(engine, (bodies or {}).get(engine, body)) for engine in engines]
+        asked = [(engine, bodies.get(engine, body)) for engine in engines]
         before = {engine: self.roster.members.get(engine) for engine in engines}
         answers = await asyncio.gather(
-            *(self._one(engine, method, target, content) for engine, content in asked)
+            *(self._one(engine, method, target, content, timeout_s) for engine, content in asked)
         )
         return {
             engine: answer
@@ -105,9 +114,22 @@ class Engines:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, engine: EngineId, method: str, target: str, body: bytes) -> Reply:
+    async def _one(
+        self,
+        engine: EngineId,
+        method: str,
+        target: str,
+        body: bytes,
+        timeout_s: float | None = None,
+    ) -> Reply:
         headers = _JSON_HEADERS if body else {}
-        return _as_reply(await self._calls.ask(engine, method, target, body, headers))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return _as_reply(await self._calls.ask(engine, method, target, body, headers))
+        except TimeoutError:
+            return refused(
+                f"no answer from engine {engine} to {target} within {timeout_s:g} s", TIMED_OUT
+            )
 
 
 def _as_reply(answer: EngineAnswer) -> Reply:

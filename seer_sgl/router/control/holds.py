@@ -1,6 +1,8 @@
 """Reasons why the router dispatches nothing; it goes on when the last one is gone."""
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.types import EngineId
@@ -16,6 +18,8 @@ class Holds:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._held: set[tuple[str, EngineId | None]] = set()
+        self.before_resume: Callable[[], None] = lambda: None
+        """Called when the last reason is gone, before anything is dispatched."""
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -42,6 +46,7 @@ class Holds:
             if reason != why or (scope is not EVERY and engine != scope)
         }
         if had and not self._held:
+            self.before_resume()
             self._dispatcher.resume()
 
     def engine_left(self, engine: EngineId) -> None:
@@ -57,6 +62,15 @@ class Holds:
         """Wait until no chunk runs: anywhere, or on one engine."""
         while self._chunks(engine):  # noqa: ASYNC110 - the core tells nobody
             await asyncio.sleep(_POLL_S)
+
+    async def recalled(self, patience_s: float) -> None:
+        """Wait until the chunks that were recalled have come back, but not for ever: an engine that
+        hangs keeps them until it is given up."""
+        core = self._dispatcher.core
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while any(core.is_recalled(chunk) for chunk in core.chunks):  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_S)
 
     def _chunks(self, engine: EngineId | None) -> int:
         core = self._dispatcher.core

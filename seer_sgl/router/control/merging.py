@@ -60,7 +60,14 @@ def refused(message: str, status: int = 400, **more: Any) -> Reply:
     return json_reply({"success": False, "message": message, "error": error, **more}, status)
 
 
-_CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found"}
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    504: "timeout",
+}
 
 
 def failures(replies: Replies) -> dict[EngineId, str]:
@@ -68,8 +75,12 @@ def failures(replies: Replies) -> dict[EngineId, str]:
     return {engine: reply.said() for engine, reply in replies.items() if not reply.good}
 
 
-def refusal(replies: Replies) -> Reply | None:
-    """The answer where an engine failed; it names every one of them."""
+def refusal(replies: Replies, versions: Mapping[EngineId, str] | None = None) -> Reply | None:
+    """The answer where an engine failed; it names every one of them.
+
+    Args:
+        versions: what the engines' weights are called, where that is of interest.
+    """
     failed = failures(replies)
     if not failed:
         return None
@@ -79,7 +90,20 @@ def refusal(replies: Replies) -> Reply | None:
     status = only if len(failed) == len(replies) and only in OWN else 400
     if len(replies) > len(failed):
         told = f"{len(failed)} of {len(replies)} engines failed: {told}"
-    return refused(told, status, failed_engines=list(failed))
+    if 504 in statuses or only == 504:
+        status = 504
+    detail = {engine: _detail(engine, reply, versions) for engine, reply in replies.items()}
+    return refused(told, status, failed_engines=list(failed), engines=detail)
+
+
+def _detail(engine: EngineId, reply: Reply, versions: Mapping[EngineId, str] | None) -> dict[str, Any]:
+    said = reply.json().get("message", "") if _is_object(reply) else ""
+    found = {"success": reply.good, "message": said if reply.good else reply.said()}
+    return found if versions is None else {**found, "weight_version": versions.get(engine)}
+
+
+def _is_object(reply: Reply) -> bool:
+    return isinstance(reply.json(), dict)
 
 
 def passed(replies: Replies) -> Reply:

@@ -10,8 +10,10 @@ from urllib.parse import parse_qsl, urlencode
 from seer_sgl.errors import RequestError, SeerError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.control import merging, views
+from seer_sgl.router.control.adapters import RESETS, Adapters
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.fields import as_object, decoded, rank
+from seer_sgl.router.control.groups import group_bodies
 from seer_sgl.router.control.holds import EVERY, Holds
 from seer_sgl.router.control.memory import Memory
 from seer_sgl.router.control.merging import Replies, Reply
@@ -49,11 +51,18 @@ class Call:
 class ControlPlane:
     """The router as one SGLang server, or as several: every call may be for one engine `only`."""
 
-    def __init__(self, dispatcher: Dispatcher, roster: Roster, calls: EngineCalls) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        roster: Roster,
+        calls: EngineCalls,
+        update_timeout_s: float = 600.0,
+    ) -> None:
         self._dispatcher = dispatcher
         self.engines = Engines(roster, calls)
         self.holds = Holds(dispatcher)
-        self.weights = Weights(dispatcher, self.engines, self.holds)
+        self.weights = Weights(dispatcher, self.engines, self.holds, update_timeout_s)
+        self.adapters = Adapters(self.weights.making)
         self.memory = Memory(self.engines, self.holds)
         self._sessions: dict[str, EngineId] = {}
         self._shows_queue: EngineId | None = None
@@ -66,6 +75,8 @@ class ControlPlane:
             Act.END: self._end,
             Act.UPDATE: self._update,
             Act.VERSION: self._version,
+            Act.CHECK: self._check,
+            Act.FLUSH: self._flush,
             Act.RELEASE: self._release,
             Act.RESUME: self._resume,
             Act.LORA: self._lora,
@@ -165,7 +176,11 @@ class ControlPlane:
         self.holds.add(PAUSED, call.only)
         if call.asked.mode == "abort":
             self._abort_all(call.only)
-        self.weights.series_begins(engines)
+        elif call.asked.mode == "retract":
+            # What an engine retracts it computes again by itself, and might find KV of older weights.
+            self._dispatcher.recall()
+            await self.holds.recalled(RECALL_S)
+        self.weights.paused(engines)
         found = await self._ask(call)
         if call.asked.mode == "abort":
             await self.holds.idle(call.only)
@@ -173,16 +188,22 @@ class ControlPlane:
 
     async def _continue(self, call: Call) -> Reply:
         engines = self.engines.targets(call.only)
+        await self.weights.continues(engines)
         reply = self._merged(call.row, await self._ask(call))
         if reply.good:
-            self.weights.series_ends(engines)
             self.holds.drop(PAUSED, call.only)
+        else:
+            self.weights.paused(engines)
         return reply
 
     # ---- weights ----
 
     async def _init_group(self, call: Call) -> Reply:
-        return await self.weights.init_group(call.row, self.engines.targets(call.only), call.body)
+        engines = self.engines.targets(call.only)
+        members = self.engines.roster.members
+        ranks = {engine: views.ranks(members[engine].card.facts) for engine in engines}
+        bodies = group_bodies(call.body, ranks)
+        return merging.success(await self.engines.ask(engines, "POST", call.row.target, b"", bodies))
 
     async def _begin(self, call: Call) -> Reply:
         return await self.weights.begin(self.engines.targets(call.only), call.body)
@@ -201,14 +222,20 @@ class ControlPlane:
         return await self.weights.update(call.row, engines, call.body)
 
     async def _version(self, call: Call) -> Reply:
-        return await self.weights.rename(call.row, self.engines.targets(call.only), call.body)
+        return await self.adapters.rename(call.row, self.engines.targets(call.only), call.body)
 
     async def _lora(self, call: Call) -> Reply:
-        self.weights.new_adapter()
-        found = dict(await self._ask(call))
-        if any(reply.good for reply in found.values()):
-            # An engine that has it already got it when an earlier call failed elsewhere.
-            found = {e: r for e, r in found.items() if r.good or "already loaded" not in r.said()}
+        return await self.adapters.change(call.row, self.engines.targets(call.only), call.body)
+
+    async def _check(self, call: Call) -> Reply:
+        if call.asked.action != RESETS:
+            return await self._plain(call)
+        engines = self.engines.targets(call.only)
+        return self._merged(call.row, await self.adapters.reset(call.row, engines, call.body))
+
+    async def _flush(self, call: Call) -> Reply:
+        found = await self._ask(call)
+        self.weights.flushed([engine for engine, reply in found.items() if reply.good])
         return self._merged(call.row, found)
 
     # ---- memory ----
@@ -301,6 +328,8 @@ class ControlPlane:
         return _DESCRIBED[row.merge](good, urls)
 
 
+RECALL_S = 10.0
+"""How long a pause waits for what engines have of the requests that it recalls."""
 _PLAIN = {
     Merge.PASS: merging.passed,
     Merge.SUCCESS: merging.success,

@@ -87,6 +87,12 @@ class NewVersion(msgspec.Struct):
     abort_all_requests: bool = True
 
 
+class Check(msgspec.Struct):
+    """What to do with weights: compare them, or fill them with something else to see a later update."""
+
+    action: str = ""
+
+
 class WeightName(msgspec.Struct):
     """A weight, and how many of its values."""
 

@@ -1,89 +1,256 @@
 """Which engines have the weights that they should have. Pure."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from seer_sgl.types import EngineId
+
+Key = tuple[str, ...]
+"""What tells one update from another: its version where it names one, else where it came from."""
+
+LATE = "it came after the weights had changed, and waits for a whole update"
+BEHIND = "an update that other engines have had has not reached it"
+HALF = "a part of a series of weight updates failed on it, and it waits for a whole one"
+ADAPTERS = "it lacks what was last done to these adapters: "
+_NAMING = ("version", "name")
+_REMEMBERED = 512
+"""Updates that an engine that is behind may still catch up with."""
+
+
+@dataclass(slots=True)
+class _Series:
+    number: int
+    version: str = ""
+    loaded: bool = False
+    broken: bool = False
+    """An update in it may have left anything behind."""
+    refused: set[bytes] = field(default_factory=set)
+    """Digests of its updates that were refused and have not been repeated with success."""
 
 
 @dataclass(slots=True)
 class _Known:
-    updates: int = 0
-    """Updates that it has taken."""
-    failed: bool = False
-    """The last one failed: its weights may be anything."""
-    reset: bool = False
-    """It has missed an update for good: only a whole set of weights brings it back."""
-    takes_part: bool = False
-    """In a series of partial updates, from the beginning."""
-    loaded: bool = False
-    """It has got weights in that series."""
+    mark: int
+    late: bool = False
+    doubt: str = ""
+    """Why its weights may be anything; only a whole set of weights ends that."""
+    adapters: dict[str, int] = field(default_factory=dict)
+    had_adapters: dict[str, int] = field(default_factory=dict)
+    """The last mark of each adapter, those that were unloaded as well."""
+    series: _Series | None = None
 
 
 class Sync:
-    """Follows updates engine by engine.
+    """Follows weight changes engine by engine.
 
-    A failed update puts an engine out of step only where another one took an update that it did not:
-    what fails everywhere (a path that does not exist) changes nothing anywhere.
+    Every state of the weights has a *mark*, a number that grows with time; the *wanted* one is the
+    newest that was asked for. An engine that has another one is out of step, and so is one of which
+    nobody knows what it has. Two engines come to the same mark in two ways:
 
-    A whole set of weights brings an engine back. That is one update of a kind that replaces all weights,
-    or a series of partial ones that it took part in from its beginning to its end without a failure.
-    A series lasts from `begin_weight_update` to `end_weight_update`, or else from a pause to its end.
+    - by a part, from the same mark, under the same key: the parts of a series in their order;
+    - by a whole set of weights under the same key, from anywhere. That is one update of a kind that
+      replaces all weights, or a series of parts that an engine took part in from its beginning to its
+      end without a failure. A series lasts from `begin_weight_update` to `end_weight_update`, or else
+      from a pause to its end. A whole set under a key that an engine has had before is a new one.
+
+    Adapters have marks of their own, by name.
     """
 
     def __init__(self) -> None:
         self._known: dict[EngineId, _Known] = {}
+        self._last = 0
+        self._wanted = 0
+        self._wanted_adapters: dict[str, int] = {}
+        self._first_version = ""
+        self._next: dict[tuple[int, Key], int] = {}
+        self._whole: dict[Key, int] = {}
+        self._adapters: dict[Key, int] = {}
+        self._series = 0
+        self._in_series: set[EngineId] = set()
 
-    def joined(self, engine: EngineId, stale: bool) -> None:
-        """An engine is here, with the weights that it started with."""
-        self._known[engine] = _Known(updates=self._most(), reset=stale)
+    # ---- engines ----
+
+    def joined(self, engine: EngineId, version: str) -> None:
+        """An engine is here.
+
+        Args:
+            version: what it says of its weights. Before any change, the same means the same weights.
+        """
+        self.left(engine)
+        if not self._known and not self._wanted:
+            self._first_version = version
+        mark = 0 if version == self._first_version else self._new()
+        self._known[engine] = _Known(mark, late=mark != self._wanted)
 
     def left(self, engine: EngineId) -> None:
         self._known.pop(engine, None)
+        self._in_series.discard(engine)
+
+    def caught_up(self, engine: EngineId) -> None:
+        """All that the others have had was repeated for it."""
+        known = self._known[engine]
+        known.mark, known.late, known.doubt, known.series = self._wanted, False, "", None
+        known.adapters = dict(self._wanted_adapters)
+        known.had_adapters |= known.adapters
+
+    # ---- series of updates ----
 
     def series_begins(self, engines: Iterable[EngineId]) -> None:
         """A series of partial updates begins for these; one that has begun goes on."""
-        for known in self._of(engines):
-            if not known.takes_part:
-                known.takes_part, known.loaded = True, False
+        fresh = {e for e in engines if e in self._known and self._known[e].series is None}
+        if fresh & self._in_series or (fresh and not self._series):
+            self._series += 1
+            self._in_series.clear()
+        self._in_series |= fresh
+        for engine in fresh:
+            self._known[engine].series = _Series(self._series)
 
     def series_ends(self, engines: Iterable[EngineId]) -> None:
-        for known in self._of(engines):
-            if known.takes_part and known.loaded:
-                known.failed = known.reset = False
-                known.updates = self._most()
-            known.takes_part = known.loaded = False
+        """What was loaded between its beginning and now is a whole set of weights."""
+        whole: dict[EngineId, _Series] = {}
+        for engine in engines:
+            known = self._known.get(engine)
+            if known is None or (series := known.series) is None:
+                continue
+            known.series = None
+            if series.loaded and series.refused:
+                known.doubt = known.doubt or HALF
+            elif series.loaded and not series.broken:
+                whole[engine] = series
+        if whole:
+            last = max(whole.values(), key=lambda series: series.number)
+            unnamed = ("series", str(last.number))
+            self._replaced(list(whole), ("version", last.version) if last.version else unnamed)
 
-    def updated(self, results: Mapping[EngineId, bool], full: bool) -> None:
-        """An update has ended.
+    # ---- changes ----
+
+    def whole(self, engines: Iterable[EngineId], key: Key) -> None:
+        """These have taken a whole set of weights at once."""
+        here = [engine for engine in engines if engine in self._known]
+        for engine in here:
+            if (series := self._known[engine].series) is not None:
+                self._known[engine].series = _Series(series.number)
+        if here:
+            self._replaced(here, key)
+
+    def part(
+        self, engines: Iterable[EngineId], key: Key, digest: bytes = b"", loads: bool = True
+    ) -> None:
+        """These have taken a part of the weights, or another change that leaves the rest as it was.
 
         Args:
-            results: whether it succeeded, by engine.
-            full: it replaces all weights.
+            digest: of the call, to know it again after a refusal.
+            loads: it brought weights.
         """
-        back = []
-        for engine, good in results.items():
-            known = self._known.setdefault(engine, _Known(self._most()))
-            known.loaded = good and known.takes_part
-            known.takes_part &= good
-            if known.reset:
-                back += [known] if good and full else []
-            else:
-                known.updates += good
-                known.failed = not good
-        top = self._most()
-        for known in back:
-            known.updates, known.failed, known.reset = top, False, False
-        for known in self._known.values():
-            known.reset |= known.failed and known.updates < top
+        wanted = self._wanted
+        here = [self._known[engine] for engine in engines if engine in self._known]
+        for known in sorted(here, key=lambda known: known.mark != wanted):
+            step = (known.mark, key)
+            if step not in self._next:
+                self._next[step] = self._new()
+                if known.mark == wanted and not known.doubt:
+                    self._wanted = self._last
+            known.mark = self._next[step]
+            if (series := known.series) is not None:
+                series.loaded |= loads
+                series.refused.discard(digest)
+                series.version = key[1] if key[0] in _NAMING else series.version
+        self._forget()
 
-    def out_of_step(self) -> set[EngineId]:
-        """Engines that may not get traffic."""
-        return {engine for engine, known in self._known.items() if known.reset}
+    def refused(self, engines: Iterable[EngineId], digest: bytes) -> None:
+        """These have not taken a part, and nothing of theirs has changed."""
+        for engine in engines:
+            known = self._known.get(engine)
+            if known is not None and known.series is not None:
+                known.series.refused.add(digest)
 
-    def _of(self, engines: Iterable[EngineId]) -> list[_Known]:
-        return [self._known.setdefault(engine, _Known(self._most())) for engine in engines]
+    def doubted(self, engine: EngineId, why: str) -> None:
+        """Nobody knows which weights this one has."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.doubt = why
+            if known.series is not None:
+                known.series.broken = True
 
-    def _most(self) -> int:
-        """Updates of the engines in step."""
-        return max((k.updates for k in self._known.values() if not k.reset), default=0)
+    def loaded(self, engines: Iterable[EngineId], name: str, source: str) -> None:
+        """These have loaded an adapter."""
+        here = [self._known[engine] for engine in engines if engine in self._known]
+        if not here:
+            return
+        key = (name, source)
+        mark = self._adapters.get(key, 0)
+        if mark <= max(known.had_adapters.get(name, 0) for known in here):
+            mark = self._adapters[key] = self._wanted_adapters[name] = self._new()
+        for known in here:
+            known.adapters[name] = known.had_adapters[name] = mark
+        self._wanted_adapters.setdefault(name, mark)
+
+    def unloaded(self, engines: Iterable[EngineId], name: str) -> None:
+        """These have an adapter no more."""
+        for engine in engines:
+            had = self._known[engine].adapters.pop(name, None) if engine in self._known else None
+            if had is not None and had == self._wanted_adapters.get(name):
+                del self._wanted_adapters[name]
+
+    # ---- what follows ----
+
+    def out_of_step(self) -> dict[EngineId, str]:
+        """Engines that may not get traffic, each with the reason."""
+        found = {engine: self._reason(known) for engine, known in self._known.items()}
+        return {engine: reason for engine, reason in found.items() if reason}
+
+    def doubtful(self) -> dict[EngineId, str]:
+        """Those of which nobody knows what they have, with the reason."""
+        return {engine: known.doubt for engine, known in self._known.items() if known.doubt}
+
+    def has_wanted_weights(self, engine: EngineId) -> bool:
+        """Whether it has the weights that it should have, whatever its adapters are."""
+        known = self._known.get(engine)
+        return known is not None and known.mark == self._wanted and not known.doubt
+
+    def has_first_weights(self, engine: EngineId) -> bool:
+        """Whether it has those that all engines started with."""
+        known = self._known.get(engine)
+        return known is not None and not known.mark and not known.doubt
+
+    def odd_adapters(self, engine: EngineId) -> tuple[list[str], list[str]]:
+        """Adapters that it has and should not have, and those that it lacks."""
+        had = self._known[engine].adapters
+        wanted = self._wanted_adapters
+        return (
+            [name for name, mark in had.items() if wanted.get(name) != mark],
+            [name for name, mark in wanted.items() if had.get(name) != mark],
+        )
+
+    # ---- inside ----
+
+    def _reason(self, known: _Known) -> str:
+        if known.doubt:
+            return known.doubt
+        if known.mark != self._wanted:
+            return LATE if known.late else BEHIND
+        if known.adapters != self._wanted_adapters:
+            odd = known.adapters.items() ^ self._wanted_adapters.items()
+            return ADAPTERS + ", ".join(sorted({name for name, _ in odd}))
+        return ""
+
+    def _replaced(self, engines: list[EngineId], key: Key) -> None:
+        mark = self._whole.get(key)
+        if mark is None or mark <= max(self._known[engine].mark for engine in engines):
+            self._whole.pop(key, None)  # the newest last
+            mark = self._whole[key] = self._wanted = self._new()
+        for engine in engines:
+            known = self._known[engine]
+            known.mark, known.doubt, known.late = mark, "", False
+        self._forget()
+
+    def _new(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _forget(self) -> None:
+        """Keep the newest updates; nobody catches up with older ones but by a newer whole one."""
+        if len(self._next) > 2 * _REMEMBERED:
+            self._next = dict(list(self._next.items())[-_REMEMBERED:])
+        if len(self._whole) > 2 * _REMEMBERED:
+            self._whole = dict(list(self._whole.items())[-_REMEMBERED:])

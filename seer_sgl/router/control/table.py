@@ -41,8 +41,10 @@ class Act(Enum):
     INIT_GROUP = "gives every engine ranks of its own"
     BEGIN = "opens an update"
     END = "closes it"
-    UPDATE = "lets nothing run meanwhile, and keeps engines that failed out of traffic"
+    UPDATE = "lets nothing run meanwhile, and keeps engines that are out of step out of traffic"
     VERSION = "notes the version"
+    CHECK = "keeps engines out of traffic whose weights it resets"
+    FLUSH = "notes that old KV is gone"
     RELEASE = "waits until nothing runs, and dispatches no more"
     RESUME = "dispatches again once all memory is back"
     LORA = "starts a new epoch"
@@ -131,7 +133,7 @@ _ROLLOUT = (
     ),
     _command("/pause_generation", ask.Pause, "Stop generating on every engine.", Act.PAUSE),
     _command("/continue_generation", ask.Continue, "Generate again.", Act.CONTINUE),
-    Row("/flush_cache", BOTH, Scope.ALL, Merge.TEXT, "Forget all KV, or say why not."),
+    Row("/flush_cache", BOTH, Scope.ALL, Merge.TEXT, "Forget all KV, or say why not.", Act.FLUSH),
 )
 _WEIGHTS = (
     _command("/init_weights_update_group", ask.InitGroup, "Join a group for weights.", Act.INIT_GROUP),
@@ -151,7 +153,7 @@ _WEIGHTS = (
     ),
     _command("/update_weight_version", ask.NewVersion, "Name the weights.", Act.VERSION),
     _named("/get_weights_by_name", ask.WeightName, "Some values of one weight."),
-    _switch("/weights_checker", ask.Anything, "Compare the weights of all engines.", merge=Merge.SAME),
+    _switch("/weights_checker", ask.Check, "Compare the weights of all engines.", Act.CHECK, Merge.SAME),
     _command("/load_lora_adapter", ask.Adapter, "Load an adapter.", Act.LORA),
     _command(
         "/load_lora_adapter_from_tensors",

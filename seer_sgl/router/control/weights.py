@@ -1,30 +1,34 @@
-"""Weight changes: sent to engines in one order, one at a time; what fails is kept out of traffic."""
+"""Weight changes: made on engines in one order, one at a time; no mixture of old and new ever serves.
 
-import asyncio
+Dispatch stops and what runs ends, or is paused; the engines change their weights; what they say of them
+is checked; those that are out of step go out of traffic; a new epoch begins; dispatch goes on.
+"""
+
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import msgspec
 
-from seer_sgl.errors import RequestError, SeerError
+from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import Engines
+from seer_sgl.router.control.changes import Change, Turn, change_of
 from seer_sgl.router.control.holds import Holds
-from seer_sgl.router.control.merging import Replies, Reply, json_reply, success
-from seer_sgl.router.control.sync import Sync
+from seer_sgl.router.control.late import CatchingUp
+from seer_sgl.router.control.making import Making
+from seer_sgl.router.control.merging import Reply, json_reply
+from seer_sgl.router.control.outcome import NOT_BEGUN, Outcome
+from seer_sgl.router.control.recipe import Repeated
+from seer_sgl.router.control.results import Results
 from seer_sgl.router.control.table import Row
-from seer_sgl.router.control.views import ranks
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.types import EngineId
 
-log = logging.getLogger(__name__)
-
-_POLL_S = 0.02
-_FROM_DISK = "/update_weights_from_disk"
-_BEGIN, _END = "/begin_weight_update", "/end_weight_update"
+FROM_DISK = "/update_weights_from_disk"
+BEGIN, END = "/begin_weight_update", "/end_weight_update"
 PAUSED = "paused"
-_FAILED = "a weight update failed on it, and it waits for a whole one"
+OPENED = "a weight update is open"
+_OPEN_ALREADY = "already open"
+_NO_SUCH_CALL = 404
+"""SGLang before 0.5.23 has no begin and end, and wants none."""
 
 
 class Weights:
@@ -32,256 +36,200 @@ class Weights:
 
     Args:
         dispatcher: told of every change, and of engines that go out of traffic and come back.
+        timeout_s: how long an engine may take for one call.
     """
 
-    def __init__(self, dispatcher: Dispatcher, engines: Engines, holds: Holds) -> None:
-        self._dispatcher = dispatcher
-        self._engines = engines
-        self._roster = engines.roster
+    def __init__(
+        self, dispatcher: Dispatcher, engines: Engines, holds: Holds, timeout_s: float = 600.0
+    ) -> None:
+        making = self.making = Making(dispatcher, engines, holds, timeout_s)
         self._holds = holds
-        self._sync = Sync()
-        self._locks: dict[EngineId, asyncio.Lock] = {}
-        self._opened: set[EngineId] = set()
-        """Engines whose update the caller opened itself, and has to close."""
-        self._late: asyncio.Queue[EngineId] = asyncio.Queue()
-        self._updating = 0
-        """Changes that are on; nothing is taken in meanwhile."""
-        self._recipe: list[tuple[str, bytes]] | None = []
-        """The calls that give a fresh engine the weights that there are now; None where none can."""
+        self._sync, self._quarantine = making.sync, making.quarantine
+        self._opened: dict[EngineId, str] = {}
+        """Engines whose update the caller opened itself, and has to close; by which calls it goes on."""
+        self._unflushed: set[EngineId] = set()
+        """Engines that were told to keep their KV in a change."""
+        self._catching_up = CatchingUp(making)
 
     # ---- engines come and go ----
 
     def engine_joined(self, engine: EngineId) -> None:
-        """Note a fresh engine."""
-        member = self._roster.members[engine]
-        self._opened.discard(engine)
-        self._sync.joined(engine, stale=bool(member.quarantine))
-        if member.quarantine:
-            log.warning("engine %s is in quarantine: %s", engine, member.quarantine)
-            self._late.put_nowait(engine)
+        """Note a fresh engine; sets its quarantine."""
+        self._opened.pop(engine, None)
+        if self._quarantine.joined(engine, self.making.on):
+            self._catching_up.add(engine)
 
     async def catch_up_forever(self) -> None:
         """Repeat the last update on engines that came too late for it, where it can be repeated."""
-        while True:
-            await self._catch_up(await self._late.get())
-
-    async def _catch_up(self, engine: EngineId) -> None:
-        while self._updating:  # noqa: ASYNC110 - what it ends with is to be repeated
-            await asyncio.sleep(_POLL_S)
-        recipe, member = self._recipe, self._roster.members.get(engine)
-        if recipe is None:
-            return
-        with contextlib.suppress(SeerError):
-            async with self._one_by_one([engine]):
-                for target, body in recipe:
-                    found = await self._engines.ask([engine], "POST", target, body)
-                    fields = msgspec.json.decode(body)
-                    self._note_version(found, fields.get("weight_version", fields.get("new_version")))
-                    if not found[engine].good:
-                        log.warning("engine %s stays in quarantine: %s", engine, found[engine].said())
-                        return
-            if self._recipe == recipe and self._roster.members.get(engine) is member:
-                self._sync.updated({engine: True}, full=True)
-                self._settle_traffic()
+        try:
+            await self._catching_up.run()
+        finally:
+            self._quarantine.stop()
 
     def engine_left(self, engine: EngineId) -> None:
-        self._opened.discard(engine)
+        self._opened.pop(engine, None)
+        self._unflushed.discard(engine)
         self._sync.left(engine)
 
     # ---- series of updates ----
 
-    def series_begins(self, engines: list[EngineId]) -> None:
-        """A pause, or an opened update."""
+    def paused(self, engines: list[EngineId]) -> None:
+        """A series of updates may begin on these."""
         self._sync.series_begins(engines)
 
-    def series_ends(self, engines: list[EngineId]) -> None:
-        """What takes traffic again after it."""
+    async def continues(self, engines: list[EngineId]) -> None:
+        """These are about to go on: what is out of step must not, and old KV is not needed any more."""
         self._sync.series_ends(engines)
-        self._settle_traffic()
+        await self.making.align(engines)
+        self._quarantine.put_out(engines)
+        await self._flush(engines)
+        await self._quarantine.quiet()
+
+    def flushed(self, engines: list[EngineId]) -> None:
+        """They have forgotten all KV."""
+        self._unflushed -= set(engines)
 
     async def begin(self, engines: list[EngineId], body: bytes) -> Reply:
-        """Open an update on those where none is open."""
+        """Open an update on those where none is open. Nothing is dispatched until it is closed."""
+        making = self.making
         closed = [engine for engine in engines if engine not in self._opened]
         if not closed:
             return json_reply({"success": True, "message": "the weight update is open already"})
-        async with self._one_by_one(closed), self._quiet({}):
-            found = dict(await self._engines.ask(closed, "POST", _BEGIN, body))
-        for engine, reply in found.items():
-            if "already open" in reply.said():  # by somebody who went past the router
-                found[engine] = json_reply({"success": True, "message": "Success"})
-        self._opened |= {engine for engine, reply in found.items() if reply.good}
-        self.series_begins([engine for engine, reply in found.items() if reply.good])
-        return success(found)
+        turn = Turn(BEGIN, frozenset(closed))
+        if (refusal := making.objection(turn)) is not None:
+            return refusal
+        async with making.turn(turn), making.quiet({}):
+            results = await self._begun(closed, body)
+            took = results.of(Outcome.TOOK)
+            if len(took) < len(results.replies):
+                await self._close(took, results)
+                await making.settle(results, BEGIN)
+            else:
+                self._sync.series_begins(took)
+                for engine in took:
+                    self._opened[engine] = ""
+                    self._holds.add(OPENED, engine)
+        return results.told(making.versions())
 
     async def end(self, engines: list[EngineId], body: bytes) -> Reply:
         """Close the update where the caller opened one."""
+        making = self.making
         opened = [engine for engine in engines if engine in self._opened]
         if not opened:
             return json_reply({"success": True, "message": "no weight update is open"})
-        async with self._one_by_one(opened), self._quiet({}):
-            found = await self._engines.ask(opened, "POST", _END, body)
-        self._opened -= set(opened)
-        self._recipe = None  # weights may have come by themselves between begin and end
-        self._new_epoch()
-        bad = {engine: False for engine, reply in found.items() if not reply.good}
-        self._sync.updated(bad, full=False)
-        self.series_ends([engine for engine, reply in found.items() if reply.good])
-        return success(found)
+        async with making.turn(Turn(END, frozenset(opened), waits=True)), making.quiet({}):
+            try:
+                results = await making.ask(opened, END, body)
+                took = results.of(Outcome.TOOK)
+                # Weights may have come by themselves between begin and end.
+                self._sync.part(took, ("end",), loads=False)
+                self._sync.series_ends(took)
+                if results.changed:
+                    making.recipe.replaced(None)
+                await making.settle(results, END)
+                if not self._holds.any(PAUSED):
+                    await self._flush(took)
+            finally:
+                for engine in opened:
+                    self._opened.pop(engine, None)
+                    self._holds.drop(OPENED, engine)
+        return results.told(making.versions())
 
-    # ---- changes ----
+    # ---- updates ----
 
     async def update(self, row: Row, engines: list[EngineId], body: bytes) -> Reply:
         """One update on all of these engines."""
+        making = self.making
         fields = msgspec.json.decode(body)
-        self._roster.epoch += 1  # from here on, who joins is late
-        async with self._one_by_one(engines), self._quiet(fields):
-            self._dispatcher.new_epoch()
-            if row.own_session:
-                found = await self._in_own_sessions(row.target, engines, body)
+        change = change_of(row, body, fields)
+        turn = Turn(change.path, frozenset(engines), change.in_session, change.version)
+        refusal = making.objection(turn, change.version, change.allow_older)
+        refusal = refusal or self._other_series(change, engines)
+        if refusal is not None:
+            return refusal
+        self._opened |= {engine: change.path for engine in engines if engine in self._opened}
+        async with making.turn(turn), making.quiet(fields):
+            if change.in_session:
+                results = await self._in_own_sessions(change, engines)
             else:
-                found = await self._engines.ask(engines, "POST", row.target, body)
-        full = row.full and fields.get("selector", "all") == "all"
-        if any(reply.good for reply in found.values()):
-            self._recipe = [(row.target, body)] if row.target == _FROM_DISK else None
-        await self._took(found, fields, full)
-        return success(found)
+                results = await making.ask(engines, change.path, change.body)
+            await making.verify(results, change.version)
+            self._note(change, results)
+            await making.settle(results, change.path)
+            if not (self._holds.any(PAUSED) or self._holds.any(OPENED)):
+                await self._flush(results.of(Outcome.TOOK))
+        return results.told(making.versions())
 
-    async def _in_own_sessions(self, target: str, engines: list[EngineId], body: bytes) -> Replies:
+    def _other_series(self, change: Change, engines: list[EngineId]) -> Reply | None:
+        """A refusal where an update of another kind is open: one of the two would remain half done."""
+        for engine in engines:
+            path = self._opened.get(engine)
+            if path is None or path == change.path or (change.in_session and not path):
+                continue
+            by = f" by {path}" if path else ""
+            message = (
+                f"{change.path}: a weight update{by} is open on engine {engine}; close it first "
+                f"with {END}"
+            )
+            return self.making.conflict(message, engines)
+        return None
+
+    def _note(self, change: Change, results: Results) -> None:
+        """Keep account of who has which weights, and how others could get them."""
+        took = results.of(Outcome.TOOK)
+        if change.full:
+            self._sync.whole(took, change.key)
+        else:
+            self._sync.part(took, change.key, change.digest)
+            self._sync.refused(results.of(Outcome.UNTOUCHED), change.digest)
+        if any(map(self._sync.has_wanted_weights, took)):
+            again = change.full and change.path == FROM_DISK
+            self.making.recipe.replaced(Repeated(change.path, change.body) if again else None)
+        for engine in filter(self._sync.has_wanted_weights, took):
+            if any(self._sync.odd_adapters(engine)):
+                self._catching_up.add(engine)
+        if change.flushes:
+            self._unflushed -= set(took)
+        else:
+            self._unflushed |= set(took)
+
+    async def _in_own_sessions(self, change: Change, engines: list[EngineId]) -> Results:
         """An update that SGLang takes only between begin and end, for callers who do not say so."""
         closed = [engine for engine in engines if engine not in self._opened]
-        if closed:
-            begun = await self._engines.ask(closed, "POST", _BEGIN, b"{}")
-            unknown = [engine for engine, reply in begun.items() if reply.status == 404]
-            refused = {
-                engine: reply
-                for engine, reply in begun.items()
-                if not reply.good and engine not in unknown and "already open" not in reply.said()
-            }
-            if refused:
-                await self._close([engine for engine in begun if engine not in refused])
-                return {engine: refused.get(engine, _not_begun(refused)) for engine in begun}
-        found = await self._engines.ask(engines, "POST", target, body)
-        ended = await self._close([engine for engine in closed if engine in found])
-        # What the update itself said is kept where that went wrong.
-        late = {engine: reply for engine, reply in ended.items() if found[engine].good}
-        return {**found, **{e: r for e, r in late.items() if not r.good and r.status != 404}}
-
-    async def _close(self, engines: list[EngineId]) -> Replies:
-        with contextlib.suppress(SeerError):
-            return await self._engines.ask(engines, "POST", _END, b"{}") if engines else {}
-        return {}
-
-    async def rename(self, row: Row, engines: list[EngineId], body: bytes) -> Reply:
-        """`/update_weight_version`: the weights stay, and get another name."""
-        fields = msgspec.json.decode(body)
-        if fields.get("abort_all_requests", True):
-            self._dispatcher.abort_all()
-        self._new_epoch()
-        found = await self._engines.ask(engines, "POST", row.target, body)
-        self._note_version(found, fields.get("new_version"))
-        if self._recipe is not None and any(reply.good for reply in found.values()):
-            before = [call for call in self._recipe if call[0] != row.target]
-            self._recipe = [*before, (row.target, body)]
-        return success(found)
-
-    async def init_group(self, row: Row, engines: list[EngineId], body: bytes) -> Reply:
-        """A process group of the trainer and of all engines: each gets ranks after those before it."""
-        fields = msgspec.json.decode(body)
-        for name in ("rank_offset", "world_size", "master_port"):
-            fields[name] = _whole_number(fields, name)
-        if len(engines) == 1:
-            bodies = {engines[0]: msgspec.json.encode(fields)}
-        else:
-            bodies, offset = {}, fields["rank_offset"]
+        begun = await self._begun(closed, b"{}")
+        refused = [engine for engine, reply in begun.replies.items() if not reply.good]
+        refused = [engine for engine in refused if begun.replies[engine].status != _NO_SUCH_CALL]
+        if refused:
+            spared = Reply(400, f"{NOT_BEGUN}{', '.join(refused)} did not".encode(), "text/plain")
             for engine in engines:
-                bodies[engine] = msgspec.json.encode({**fields, "rank_offset": offset})
-                offset += ranks(self._roster.members[engine].card.facts)
-            if offset > fields["world_size"]:
-                raise RequestError(
-                    "world_size",
-                    f"{fields['world_size']} has no room for the engines' ranks "
-                    f"{fields['rank_offset']} to {offset - 1}; see num_gpus in /server_info",
-                )
-        return success(await self._engines.ask(engines, "POST", row.target, b"", bodies))
+                if engine not in refused:
+                    begun.set(engine, spared, Outcome.UNTOUCHED)
+            await self._close([engine for engine in closed if engine not in refused], begun)
+            return begun
+        results = await self.making.ask(engines, change.path, change.body)
+        await self._close([engine for engine in closed if engine in results.replies], results)
+        return results
 
-    def new_adapter(self) -> None:
-        """An adapter's weights have changed."""
-        self._dispatcher.new_epoch()
+    async def _begun(self, engines: list[EngineId], body: bytes) -> Results:
+        results = await self.making.ask(engines, BEGIN, body)
+        for engine, reply in results.replies.items():
+            if not reply.good and _OPEN_ALREADY in reply.said():  # by somebody who went past the router
+                results.set(engine, json_reply({"success": True, "message": "Success"}), Outcome.TOOK)
+        return results
 
-    # ---- inside ----
+    async def _close(self, engines: list[EngineId], results: Results) -> None:
+        """Close updates that were opened here. Where that fails, `results` say so, unless the update has
+        failed there itself: then that is what is told."""
+        ended = Results()
+        with contextlib.suppress(SeerError):
+            ended = await self.making.ask(engines, END, b"{}")
+        for engine, reply in ended.replies.items():
+            if not reply.good and reply.status != _NO_SUCH_CALL:
+                told = reply if results.replies[engine].good else results.replies[engine]
+                results.set(engine, told, Outcome.DOUBTFUL)
 
-    def _new_epoch(self) -> None:
-        self._roster.epoch += 1
-        self._dispatcher.new_epoch()
-
-    async def _took(self, found: Replies, fields: Mapping[str, Any], full: bool) -> None:
-        self._note_version(found, fields.get("weight_version"))
-        self._sync.updated({engine: reply.good for engine, reply in found.items()}, full)
-        out = self._settle_traffic()
-        if out:  # what it held on to runs elsewhere by now
-            with contextlib.suppress(SeerError):
-                await self._engines.ask(out, "POST", "/abort_request", b'{"abort_all":true}')
-
-    def _note_version(self, found: Replies, version: Any) -> None:
-        if version is None:
-            return
-        for engine, reply in found.items():
-            if reply.good:
-                self._roster.set_weight_version(engine, str(version))
-
-    def _settle_traffic(self) -> list[EngineId]:
-        """Take engines that are out of step out of traffic, and put those back that are not any more.
-
-        Returns those that went out.
-        """
-        out = self._sync.out_of_step()
-        gone = []
-        for engine, member in self._roster.members.items():
-            if engine in out and not member.quarantine:
-                member.quarantine = _FAILED
-                log.warning("engine %s is in quarantine: %s", engine, _FAILED)
-                self._dispatcher.engine_left(engine, _FAILED)
-                gone.append(engine)
-            elif engine not in out and member.quarantine:
-                member.quarantine = ""
-                log.info("engine %s is back from quarantine", engine)
-                self._dispatcher.engine_joined(member.card.spec)
-        return gone
-
-    @contextlib.asynccontextmanager
-    async def _one_by_one(self, engines: list[EngineId]) -> AsyncIterator[None]:
-        """Every engine hears of one change at a time, and all of them in the same order."""
-        async with contextlib.AsyncExitStack() as stack:
-            for engine in sorted(engines):
-                await stack.enter_async_context(self._locks.setdefault(engine, asyncio.Lock()))
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _quiet(self, fields: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Nothing runs inside. A caller that has paused has seen to that itself. For others, requests
-        end first and later ones wait, as with SGLang: none goes on with other weights than it began
-        with."""
-        if fields.get("abort_all_requests") is True:
-            self._dispatcher.abort_all()
-        self._updating += 1
-        self._dispatcher.hold()
-        try:
-            await self._holds.drained()
-            yield
-        finally:
-            self._updating -= 1
-            if not self._updating:
-                self._dispatcher.release()
-
-
-def _not_begun(refused: Replies) -> Reply:
-    return Reply(400, f"not begun, as {', '.join(refused)} did not".encode(), "text/plain")
-
-
-def _whole_number(fields: Mapping[str, Any], name: str) -> int:
-    value = fields.get(name)
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)  # AReaL sends the port as text
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise RequestError(name, f"must be a whole number, not {value!r}")
-    return value
+    async def _flush(self, engines: list[EngineId]) -> None:
+        """Let those forget old KV that were told to keep it."""
+        unflushed = [engine for engine in engines if engine in self._unflushed]
+        self._unflushed -= set(unflushed)
+        await self.making.flush(unflushed)

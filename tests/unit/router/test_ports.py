@@ -101,7 +101,7 @@ def test_control_calls_are_for_one_engine_and_requests_for_all() -> None:
                 answer = await ask(it, A, "POST", "/update_weights_from_tensor", body)
                 assert answer.status_code == 200, answer.text
             assert "/update_weights_from_tensor" in paths(a)
-            assert not b.calls
+            assert paths(b) == ["/abort_request"], "it is behind, and runs nothing until it has that, too"
             assert (await ask(it, A, "GET", "/get_weight_version")).json() == {"weight_version": "4"}
             assert (await ask(it, B, "GET", "/get_weight_version")).json() == {
                 "weight_version": "default"
@@ -112,13 +112,17 @@ def test_control_calls_are_for_one_engine_and_requests_for_all() -> None:
             assert (await ask(it, B, "POST", "/init_weights_update_group", group)).status_code == 200
             assert b.calls[-1].json()["rank_offset"] == 3, "the caller counts by itself"
 
+            behind = await ask(it, B, "POST", "/generate", {"input_ids": [5, 6, 90]})
+            assert behind.json()["output_ids"] == continuation([5, 6, 90], 128)
+            assert not b.bodies
+            assert (await ask(it, B, "POST", "/update_weights_from_tensor", body)).status_code == 200
             work = [ask(it, A, "POST", "/generate", {"input_ids": [5, 6, n + 2]}) for n in range(8)]
             answers = [answer.json()["output_ids"] for answer in await asyncio.gather(*work)]
             assert answers == [continuation([5, 6, n + 2], 128) for n in range(8)]
             assert a.bodies
             assert b.bodies
             page = (await it.http.get("/metrics")).text.splitlines()
-            assert 'smg_http_requests_total{method="POST",path="/generate"} 8.0' in page
+            assert 'smg_http_requests_total{method="POST",path="/generate"} 9.0' in page
 
     run(scenario())
 

@@ -1,121 +1,353 @@
 """Which engines are in step with a weight change, whatever order its calls come in."""
 
-from seer_sgl.router.control.sync import Sync
+import pytest
+
+from seer_sgl.router.control.sync import BEHIND, HALF, LATE, Sync
 from seer_sgl.types import EngineId
 
 A, B, C = EngineId("a"), EngineId("b"), EngineId("c")
+ALL = [A, B, C]
+DISK, PART = ("/from_disk", "/new"), ("/from_tensor", "")
+SEVEN, EIGHT = ("version", "7"), ("version", "8")
 
 
 def three() -> Sync:
     sync = Sync()
-    for engine in (A, B, C):
-        sync.joined(engine, stale=False)
+    for engine in ALL:
+        sync.joined(engine, "default")
     return sync
 
 
-def test_what_fails_everywhere_puts_nobody_out() -> None:
+def out(sync: Sync) -> set[EngineId]:
+    return set(sync.out_of_step())
+
+
+# ---- whole sets of weights ----
+
+
+def test_what_is_refused_everywhere_puts_nobody_out() -> None:
     sync = three()
-    sync.updated({A: False, B: False, C: False}, full=True)
-    assert sync.out_of_step() == set()
-    sync.updated({A: True, B: True, C: True}, full=False)
-    assert sync.out_of_step() == set()
+    sync.refused(ALL, b"1")
+    assert out(sync) == set()
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
 
 
-def test_one_that_fails_where_others_do_not_is_out_until_it_has_all_weights() -> None:
+def test_one_that_has_missed_an_update_is_behind_until_it_has_had_it() -> None:
     sync = three()
-    sync.updated({A: True, B: False, C: True}, full=True)
-    assert sync.out_of_step() == {B}
-    sync.updated({A: True, B: True, C: True}, full=False)
-    assert sync.out_of_step() == {B}, "a part of the weights is not all of them"
-    sync.updated({A: True, B: True, C: True}, full=True)
-    assert sync.out_of_step() == set()
+    sync.whole([A, C], DISK)
+    assert sync.out_of_step() == {B: BEHIND}
+    sync.part(ALL, PART)
+    assert out(sync) == {B}, "a part of the weights is not all of them"
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
 
 
-def test_one_by_one_the_order_makes_no_difference() -> None:
-    for order in ([A, B], [B, A]):
-        sync = Sync()
-        sync.joined(A, stale=False)
-        sync.joined(B, stale=False)
-        for engine in order:
-            sync.updated({engine: engine == A}, full=True)
-        assert sync.out_of_step() == {B}, order
-
-
-def test_one_that_is_merely_called_later_is_not_out() -> None:
+@pytest.mark.parametrize("key", [DISK, SEVEN])
+def test_engines_that_are_updated_one_by_one_come_back_one_by_one(key: tuple[str, str]) -> None:
     sync = three()
-    sync.updated({A: True}, full=False)
-    sync.updated({A: True}, full=False)
-    assert sync.out_of_step() == set()
-    sync.updated({B: True}, full=False)
-    assert sync.out_of_step() == set()
+    for done, rest in ([A], {B, C}), ([B], {C}), ([C], set()):
+        sync.whole(done, key)
+        assert out(sync) == rest
+
+
+def test_the_newest_of_two_updates_is_wanted() -> None:
+    sync = three()
+    sync.whole([A], SEVEN)
+    sync.whole([B], EIGHT)
+    assert out(sync) == {A, C}
+    sync.whole([C], SEVEN)
+    assert out(sync) == {A, C}, "what is older does not become wanted again"
+    sync.whole([A, C], EIGHT)
+    assert out(sync) == set()
+
+
+def test_the_same_call_again_is_a_new_update_for_those_that_have_had_it() -> None:
+    """The same folder may hold other weights by now."""
+    sync = three()
+    sync.whole(ALL, DISK)
+    sync.whole([A], DISK)
+    assert out(sync) == {B, C}
+    sync.whole([B], DISK)
+    sync.whole([C], DISK)
+    assert out(sync) == set()
+
+
+def test_a_call_that_some_have_had_and_others_not_brings_all_to_the_same() -> None:
+    sync = three()
+    sync.whole([A], DISK)
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
+
+
+def test_doubt_ends_with_a_whole_set_only() -> None:
+    sync = three()
+    sync.doubted(B, "it failed")
+    assert sync.out_of_step() == sync.doubtful() == {B: "it failed"}
+    sync.part(ALL, PART)
+    assert out(sync) == {B}
+    sync.whole([B], SEVEN)
+    assert out(sync) == {A, C}, "and then it is ahead"
+    sync.whole([A, C], SEVEN)
+    assert out(sync) == set()
+
+
+def test_all_of_them_in_doubt() -> None:
+    sync = three()
+    for engine in ALL:
+        sync.doubted(engine, "x")
+    sync.joined(A, "default")
+    assert out(sync) == {B, C}, "one that starts again has what all had"
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
+
+
+# ---- parts ----
+
+
+def test_parts_one_by_one() -> None:
+    sync = three()
+    sync.part([A], PART)
+    sync.part([A], PART)
+    assert out(sync) == {B, C}
+    sync.part([B], PART)
+    assert out(sync) == {B, C}, "it has had one of two"
+    sync.part([B], PART)
+    sync.part([C], PART)
+    sync.part([C], PART)
+    assert out(sync) == set()
+
+
+def test_a_part_of_another_version_is_another_part() -> None:
+    sync = three()
+    sync.part([A], SEVEN)
+    sync.part([B], EIGHT)
+    assert out(sync) == {B, C}
+
+
+def test_an_engine_that_is_behind_does_not_make_what_it_gets_wanted() -> None:
+    sync = three()
+    sync.part([A, B], PART)
+    sync.part([C], SEVEN)
+    assert out(sync) == {C}
+    sync.part(ALL, EIGHT)
+    assert out(sync) == {C}
+
+
+# ---- series ----
 
 
 def test_a_late_one_comes_back_with_a_series_that_it_saw_whole() -> None:
     sync = three()
-    sync.joined(C, stale=True)
-    assert sync.out_of_step() == {C}
-    sync.series_begins([A, B, C])
+    sync.whole(ALL, DISK)
+    sync.joined(C, "default")
+    assert sync.out_of_step() == {C: LATE}
+    sync.series_begins(ALL)
     for _ in range(3):
-        sync.updated({A: True, B: True, C: True}, full=False)
-    assert sync.out_of_step() == {C}, "the series goes on"
-    sync.series_ends([A, B, C])
-    assert sync.out_of_step() == set()
+        sync.part(ALL, PART)
+    assert out(sync) == {C}, "the series goes on"
+    sync.series_ends(ALL)
+    assert out(sync) == set()
 
 
 def test_a_series_that_began_without_it_does_not_bring_it_back() -> None:
     sync = three()
-    sync.series_begins([A, B, C])
-    sync.updated({A: True, B: True, C: True}, full=False)
-    sync.joined(C, stale=True)
-    sync.updated({A: True, B: True, C: True}, full=False)
-    sync.series_ends([A, B, C])
-    assert sync.out_of_step() == {C}
+    sync.series_begins(ALL)
+    sync.part(ALL, PART)
+    sync.joined(C, "default")
+    sync.part(ALL, PART)
+    sync.series_ends(ALL)
+    assert out(sync) == {C}
 
 
-def test_a_series_with_a_failure_or_without_weights_does_not_bring_it_back() -> None:
+def test_a_pause_alone_brings_nobody_back() -> None:
     sync = three()
-    sync.joined(C, stale=True)
+    sync.whole(ALL, DISK)
+    sync.joined(C, "default")
     sync.series_begins([C])
     sync.series_ends([C])
-    assert sync.out_of_step() == {C}, "a pause alone"
-    sync.series_begins([A, B, C])
-    sync.updated({A: True, B: True, C: True}, full=False)
-    sync.updated({A: True, B: True, C: False}, full=False)
-    sync.series_ends([A, B, C])
-    assert sync.out_of_step() == {C}
+    assert out(sync) == {C}
+
+
+def test_a_series_with_a_part_that_was_refused_leaves_half_of_everything() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.part(ALL, PART, b"1")
+    sync.refused(ALL, b"2")
+    assert out(sync) == set(), "it may be sent again"
+    sync.series_ends(ALL)
+    assert sync.out_of_step() == dict.fromkeys(ALL, HALF)
+
+
+def test_a_part_that_is_sent_again_with_success_is_no_failure() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.part([A, B], PART, b"1")
+    sync.refused([C], b"1")
+    sync.part([C], PART, b"1")
+    sync.series_ends(ALL)
+    assert out(sync) == set()
+
+
+def test_a_series_of_which_nothing_was_taken_changes_nothing() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.refused(ALL, b"1")
+    sync.series_ends(ALL)
+    assert out(sync) == set()
+
+
+def test_doubt_in_a_series_outlasts_it() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.part(ALL, PART)
+    sync.doubted(B, "it hung")
+    sync.part(ALL, PART)
+    sync.series_ends(ALL)
+    assert sync.out_of_step() == {B: "it hung"}
+
+
+def test_a_whole_set_in_a_series_ends_all_doubt() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.doubted(B, "it hung")
+    sync.whole(ALL, SEVEN)
+    sync.series_ends(ALL)
+    assert out(sync) == set()
 
 
 def test_a_begin_inside_a_pause_is_the_same_series() -> None:
     sync = three()
-    sync.joined(C, stale=True)
-    sync.series_begins([A, B, C])
-    sync.updated({A: True, B: True, C: True}, full=False)
-    sync.series_begins([A, B, C])
-    sync.series_ends([A, B, C])
-    assert sync.out_of_step() == set()
+    sync.whole(ALL, DISK)
+    sync.joined(C, "default")
+    sync.series_begins(ALL)
+    sync.part(ALL, PART)
+    sync.series_begins(ALL)
+    sync.series_ends(ALL)
+    assert out(sync) == set()
+
+
+@pytest.mark.parametrize("key", [PART, SEVEN])
+def test_series_at_their_own_ports_need_not_have_as_many_parts(key: tuple[str, str]) -> None:
+    sync = three()
+    for _ in range(2):
+        for engine in ALL:
+            sync.series_begins([engine])
+        for engine, parts in (A, 3), (B, 1), (C, 2):
+            for _ in range(parts):
+                sync.part([engine], key)
+            sync.series_ends([engine])
+        assert out(sync) == set()
+
+
+def test_a_series_without_a_version_is_not_taken_for_one_before_it() -> None:
+    sync = three()
+    for engine in ALL:
+        sync.series_begins([engine])
+    for engine in ALL:
+        sync.part([engine], PART)
+    sync.series_ends([A])
+    sync.series_begins([A])  # the next one, while the others are still in the first
+    sync.part([A], PART)
+    sync.series_ends([A])
+    sync.series_ends([B, C])
+    assert out(sync) == {B, C}
+    sync.series_begins([B, C])
+    sync.part([B, C], PART)
+    sync.series_ends([B, C])
+    assert out(sync) == set()
+
+
+# ---- coming and going ----
 
 
 def test_one_that_has_left_is_not_in_the_way() -> None:
     sync = three()
-    sync.updated({A: True, B: False, C: True}, full=True)
+    sync.whole([A, C], DISK)
     sync.left(B)
-    assert sync.out_of_step() == set()
-    sync.joined(B, stale=True)
-    assert sync.out_of_step() == {B}
+    assert out(sync) == set()
+    sync.joined(B, "default")
+    assert out(sync) == {B}
+
+
+def test_one_that_starts_with_another_version_is_behind_even_before_any_change() -> None:
+    sync = three()
+    sync.joined(C, "5")
+    assert sync.out_of_step() == {C: LATE}
+    assert not sync.has_first_weights(C)
 
 
 def test_one_that_caught_up_alone_is_not_ahead_of_the_others() -> None:
     sync = three()
-    sync.joined(C, stale=True)
-    sync.updated({C: True}, full=True)
-    assert sync.out_of_step() == set()
-    sync.updated({A: False, B: False, C: False}, full=True)
-    assert sync.out_of_step() == set()
+    sync.whole(ALL, DISK)
+    sync.joined(C, "default")
+    assert sync.has_first_weights(C)
+    sync.caught_up(C)
+    assert out(sync) == set()
 
 
-def test_all_of_them_late() -> None:
-    sync = Sync()
-    for engine in (A, B):
-        sync.joined(engine, stale=True)
-    sync.updated({A: True, B: False}, full=True)
-    assert sync.out_of_step() == {B}
+def test_those_that_are_gone_are_still_ahead() -> None:
+    sync = three()
+    sync.whole([A], DISK)
+    sync.left(A)
+    assert out(sync) == {B, C}, "the new weights were asked for"
+
+
+def test_a_fleet_that_is_wholly_new_may_come_with_other_weights() -> None:
+    sync = three()
+    for engine in ALL:
+        sync.left(engine)
+    sync.joined(A, "5")
+    sync.joined(B, "5")
+    assert out(sync) == set()
+
+
+# ---- adapters ----
+
+
+def test_adapters_are_followed_by_name() -> None:
+    sync = three()
+    sync.loaded([A, B], "l", "/l")
+    assert sync.out_of_step() == {C: "it lacks what was last done to these adapters: l"}
+    assert sync.odd_adapters(C) == ([], ["l"])
+    sync.loaded([C], "l", "/l")
+    assert out(sync) == set()
+    sync.unloaded([A], "l")
+    assert out(sync) == {B, C}
+    assert sync.odd_adapters(C) == (["l"], [])
+    sync.unloaded([B, C], "l")
+    assert out(sync) == set()
+
+
+def test_an_adapter_that_is_loaded_again_is_another_one() -> None:
+    sync = three()
+    sync.loaded(ALL, "l", "/l")
+    sync.unloaded([A], "l")
+    sync.loaded([A], "l", "/l")
+    assert out(sync) == {B, C}
+    sync.unloaded([B], "l")
+    assert out(sync) == {B, C}, "and A keeps what it has"
+    sync.loaded([B], "l", "/l")
+    assert out(sync) == {C}
+
+
+def test_adapters_and_weights_are_two_things() -> None:
+    sync = three()
+    sync.loaded(ALL, "l", "/l")
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
+    sync.joined(C, "default")
+    sync.whole(ALL, DISK)
+    assert sync.has_wanted_weights(C)
+    assert out(sync) == {C}
+    sync.caught_up(C)
+    assert out(sync) == set()
+
+
+def test_memory_does_not_grow_with_updates() -> None:
+    sync = three()
+    for number in range(5000):
+        sync.part(ALL, ("version", str(number)))
+        sync.whole(ALL, ("version", str(number)))
+    assert len(sync._next) + len(sync._whole) < 2100
+    assert out(sync) == set()

@@ -15,6 +15,7 @@ DISK = {"model_path": "/new", "weight_version": "7"}
 BUCKET = {"names": ["w"], "dtypes": ["bfloat16"], "shapes": [[2, 3]], "flush_cache": False}
 SESSION = ("/begin_weight_update", "/update_weights_from_distributed", "/end_weight_update")
 FAILED = Reply(400, {"success": False, "message": "NCCL error"})
+MISSING = Reply(400, {"success": False, "message": "Failed to get weights iterator: no such folder."})
 LONG_PROMPT = prompts(1, tokens_at_least=LONG)[0]
 
 
@@ -153,8 +154,10 @@ def test_an_update_that_cannot_be_opened_or_closed_fails(path: str) -> None:
             answer = await post(it, SESSION[1], BUCKET)
             assert answer.status_code == 400
             assert "NCCL error" in answer.json()["message"]
-            assert await quarantine(it) == {"a": None, "b": None}
+            assert all("NCCL error" in str(why) for why in (await quarantine(it)).values())
             assert not it.service.dispatcher.paused
+            assert (await post(it, "/update_weights_from_disk", DISK)).status_code == 200
+            assert await quarantine(it) == {"a": None, "b": None}
 
     run(scenario())
 
@@ -209,6 +212,7 @@ def test_requests_that_come_during_an_update_wait_for_its_end() -> None:
         def changing(_: Asked) -> Reply:
             assert not a.state.running
             assert not b.state.running
+            a.state.weight_version = "7"
             return Reply(200, {"success": True, "message": ""})
 
         a.script["/update_weights_from_disk"] = changing
