@@ -42,8 +42,8 @@ async def servers_up(head: Head, count: int) -> None:
 def test_draft_servers_come_back_and_the_head_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 0.3)  # long enough to be seen
-    monkeypatch.setattr(drafts, "ASK_S", 0.1)
+    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 1.0)  # long enough to be seen
+    monkeypatch.setattr(drafts, "ASK_S", 0.4)  # and for an answer on a busy machine
     said: list[str] = []
 
     async def scenario() -> list[int]:
