@@ -11,9 +11,10 @@ it what is predicted, not measured, for 8 H800 as `seer_sgl/sim/workloads/qwen2-
                 + 2 * layers * width * tokens**2 / flops
     move_s    = latency + tokens * bytes per token / migration bytes per s
 
-(2) Two real servers of the small model: prefixes loaded and computed; and what is found elsewhere so
-long after a chunk has ended, while the servers are idle and while they are busy. (3) Rollouts of the
-small model through a router over these servers. (4) Prompts before and after weights were changed.
+Then the calls of the pool's keeper. (2) Two real servers of the small model: prefixes loaded and
+computed; and what is found elsewhere so long after a chunk has ended, while the servers are idle and while
+they are busy. (3) Rollouts of the small model through a router over these servers. (4) Prompts before and
+after weights were changed.
 
 Figures:
 
@@ -46,6 +47,7 @@ import msgspec
 import torch
 
 from bench import kv_probe, kv_rollouts
+from bench.kv_client import measure_client
 from bench.kv_rollouts import APART, WAYS, Rollouts, Run, row_of
 from bench.kv_servers import running_servers, running_servers_apart
 from bench.kv_store import Layout, Moved, running_store
@@ -109,10 +111,11 @@ def measure_store(quick: bool, scratch: Path) -> tuple[list[Row], dict[str, floa
             runs[tokens] = [store.move(tokens, LARGE, f"{tokens}-{n}") for n in range(repeats)]
             _say(f"{tokens} tokens: {runs[tokens][-1].get_s:.2f} s to read")
     large = predicted()
+    costs = measure_client(scratch)
     rows = [_store_row(moved, large) for moved in runs.values()]
     shown = max(tokens for tokens in lengths if tokens <= SHOWN_TOKENS)
     row: Any = rows[lengths.index(shown)]
-    return rows, {
+    return rows + costs, {
         "migrate_gb_per_s": row["get_gb_per_s"],
         "put_gb_per_s": row["put_gb_per_s"],
         "break_even_gb_per_s": SHOWN_TOKENS * LARGE.token_bytes / large.compute_s(SHOWN_TOKENS) / 1e9,

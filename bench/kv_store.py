@@ -99,9 +99,18 @@ def parts_of(tokens: int, layout: Layout, window_bytes: int, name: str) -> list[
 class Store:
     """A master, a writer and a reader."""
 
-    def __init__(self, writer: Connection, reader: Connection, window_bytes: int) -> None:
+    def __init__(self, master: str, writer: Connection, reader: Connection, window_bytes: int) -> None:
+        self.master = master
         self._writer, self._reader = writer, reader
         self._window_bytes = window_bytes
+
+    def put(self, part: Part) -> float:
+        """Write objects; seconds that it took.
+
+        Raises:
+            RuntimeError: the store refused some.
+        """
+        return float(_ask(self._writer, "put", part))
 
     def move(self, tokens: int, layout: Layout, name: str) -> Moved:
         """Send a prefix, part by part.
@@ -113,7 +122,7 @@ class Store:
         wrong = 0
         parts = parts_of(tokens, layout, self._window_bytes, name)
         for part in parts:
-            put_s += float(_ask(self._writer, "put", part))
+            put_s += self.put(part)
             took_s, bad = _ask(self._reader, "get", part)
             get_s, wrong = get_s + took_s, wrong + bad
             _ask(self._writer, "remove", part)
@@ -133,7 +142,7 @@ def running_store(window_bytes: int, folder: Path) -> Iterator[Store]:
                 stack.enter_context(_client(context, master, segment, window_bytes))
                 for segment in (segment_bytes, 0)
             ]
-            yield Store(ends[0], ends[1], window_bytes)
+            yield Store(master, ends[0], ends[1], window_bytes)
 
 
 @contextlib.contextmanager
@@ -208,7 +217,7 @@ def _answer(end: Connection) -> Any:
 
 def _serve(end: Connection, master: str, segment_bytes: int, buffer_bytes: int) -> None:
     """A store client: what the other end asks, until it hangs up. Ends the process."""
-    os.environ.setdefault("GLOG_minloglevel", "2")  # it tells every start at length
+    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")  # it tells every start at length
     from mooncake.store import MooncakeDistributedStore
 
     store = MooncakeDistributedStore()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from bench.kv_client import PAGES, _names
 from bench.kv_store import CALL_OBJECTS, Layout, Part, _get, _put, _remove, parts_of, pattern
 
 LARGE = Layout(token_bytes=327_680, page_tokens=64, ranks=8)
@@ -111,3 +112,7 @@ def test_a_store_that_lost_an_object_is_an_error_and_no_measurement() -> None:
     assert "kept objects of p" in str(_remove(store, store.buffer, 1000, part))
     store.held[part.keys[0]] = b"old"
     assert "had 1 of 10" in str(_put(store, store.buffer, 1000, part))
+
+
+def test_every_page_has_two_names() -> None:
+    assert _names() == 2 * PAGES
