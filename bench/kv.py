@@ -12,9 +12,9 @@ it what is predicted, not measured, for 8 H800 as `seer_sgl/sim/workloads/qwen2-
     move_s    = latency + tokens * bytes per token / migration bytes per s
 
 Then the calls of the pool's keeper. (2) Two real servers of the small model: prefixes loaded and
-computed; and what is found elsewhere so long after a chunk has ended, while the servers are idle and while
-they are busy. (3) Rollouts of the small model through a router over these servers. (4) Prompts before and
-after weights were changed.
+computed; and what is found elsewhere so long after a chunk has ended, while the servers are idle and
+while they are busy. (3) Rollouts of the small model through a router over these servers. (4) Prompts
+before and after weights were changed.
 
 Figures:
 
