@@ -48,6 +48,8 @@ class Job:
     prefill_tokens: int
     gained: float = 0.0
     """Share of what siblings can add to its drafts that they do add."""
+    pulled_tokens: int = 0
+    """Of what it starts from, what came from the pool."""
     number: int = 0
     end_clock: float = 0.0
     running: bool = False

@@ -38,14 +38,18 @@ class EngineModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turnaround_s: float = 0.0
     """From the end of a chunk to the first step of the next one, on the same engine."""
     move_s: float = 0.0
-    """Latency that a move to another engine adds."""
+    """Latency that a move to another engine adds; also before KV begins to be written to the pool."""
     move_token_s: float = 0.0
-    """Time to move the KV of one token from another engine."""
+    """Time to move the KV of one token from another engine; also to write it to the pool."""
 
     def step_s(self, requests: float, kv_tokens: float, verified: float = 1.0) -> float:
         """One decoding step: `requests` running, `kv_tokens` cached in sum, `verified` tokens each."""
         products_s = max(self.weights_s, requests * verified * self.token_s)
         return self.fixed_s + products_s + kv_tokens * self.kv_token_s
+
+    def move_takes_s(self, tokens: float) -> float:
+        """Loading the KV of so many tokens, or writing it to the pool."""
+        return self.move_s + tokens * self.move_token_s
 
     def start_s(self, prefill_tokens: float, prefix_tokens: float) -> float:
         """How long decoding stands still when a chunk starts: tokens to compute, tokens cached."""

@@ -6,9 +6,18 @@ from heapq import heappop, heappush
 from itertools import count
 
 from seer_sgl.router.core import Policy, RouterCore
-from seer_sgl.router.core.actions import Action, Deliver, Dispatch, Wake
+from seer_sgl.router.core.actions import Action, Deliver, Dispatch, LookUp, Wake
 from seer_sgl.router.core.context import LengthContext
-from seer_sgl.router.core.events import ChunkFinished, EngineJoined, Event, Submitted, Ticked
+from seer_sgl.router.core.events import (
+    ChunkFinished,
+    ChunkTiming,
+    EngineJoined,
+    Event,
+    PoolFound,
+    PoolState,
+    Submitted,
+    Ticked,
+)
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.engine import Job, SimEngine
 from seer_sgl.sim.oracles import engine_name
@@ -21,9 +30,9 @@ from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
 Meter = Callable[[], int]
 """A clock of CPU time in nanoseconds, such as `time.thread_time_ns`."""
 
-_Timed = tuple[float, int, SimEngine | None, int, Job | None]
-"""(seconds, number, engine, version, job): a job arrives at an engine; without one, something in the
-engine's batch changes; without an engine, the core wanted to be woken."""
+_Timed = tuple[float, int, SimEngine | None, int, Job | PoolFound | None]
+"""(seconds, number, engine, version, what): a job arrives at an engine; without one, something in the
+engine's batch changes; without an engine, the pool answers, or the core wanted to be woken."""
 
 
 class Simulation:
@@ -62,19 +71,21 @@ class Simulation:
         self._prompts: set[tuple[int, EngineId]] = set()
         """Where each group's prompt has been computed."""
         self._touched: dict[int, SimEngine] = {}
+        self._written: dict[RequestId, tuple[int, float]] = {}
+        """Of requests that have run: tokens in the pool before the last chunk, and when its own are."""
 
     def run(self) -> SimResult:
         """Until every request is delivered."""
         self._decide(self._arrivals())
         while self._timed:
-            self.now_s, _, engine, version, job = heappop(self._timed)
-            if engine is not None and job is None and version != engine.version:
+            self.now_s, _, engine, version, what = heappop(self._timed)
+            if engine is not None and what is None and version != engine.version:
                 continue
             self.recorder.until(self.now_s, len(self.delivered_s) / self.requests)
             if engine is None:
-                self._decide([Ticked()])
-            elif job is not None:
-                self._arrive(engine, job)
+                self._decide([what if isinstance(what, PoolFound) else Ticked()])
+            elif isinstance(what, Job):
+                self._arrive(engine, what)
             else:
                 self._change(engine)
         left = self.requests - len(self.delivered_s)
@@ -98,6 +109,7 @@ class Simulation:
             )
             for engine_id in self.engines
         ]
+        events.append(PoolState(True))
         for group, samples in enumerate(self.lengths):
             group_id = GroupId(str(group))
             for sample, tokens in enumerate(samples):
@@ -124,7 +136,7 @@ class Simulation:
             if self._left[job.request_id] + job.new_tokens == self._total[job.request_id]:
                 self._siblings[group] += 1
             over = not self._left[job.request_id]
-            events.append(ChunkFinished(job.chunk_id, job.new_tokens, over))
+            events.append(ChunkFinished(job.chunk_id, job.new_tokens, over, self._timing(job)))
         if events:
             self._decide(events)
         else:
@@ -150,6 +162,8 @@ class Simulation:
         match action:
             case Dispatch():
                 self._dispatch(action)
+            case LookUp():
+                self._look_up(action)
             case Deliver():
                 self.delivered_s.append(self.now_s)
             case Wake():
@@ -168,7 +182,7 @@ class Simulation:
         if first or action.came_from is not None:
             prefill = max(0, held - action.pulled_tokens - self._prompt_there(action))
         if action.came_from is not None or action.pulled_tokens:
-            delay_s += model.move_s + action.pulled_tokens * model.move_token_s
+            delay_s += model.move_takes_s(action.pulled_tokens)
             self.moved_tokens += action.pulled_tokens
         job = Job(
             chunk_id=action.chunk_id,
@@ -179,6 +193,7 @@ class Simulation:
             new_tokens=new_tokens,
             prefill_tokens=prefill,
             gained=gained(siblings),
+            pulled_tokens=action.pulled_tokens,
         )
         self._push(self.now_s + delay_s, self.engines[action.engine_id], 0, job)
 
@@ -189,6 +204,31 @@ class Simulation:
             return self.workload.prompt_tokens
         self._prompts.add(place)
         return 0
+
+    # ---- the pool ----
+
+    def _timing(self, job: Job) -> ChunkTiming | None:
+        """What an engine would tell of the chunk's start; and its KV is on its way to the pool now."""
+        model = self.workload.engine
+        held_tokens = (
+            self.workload.prompt_tokens + self._total[job.request_id] - self._left[job.request_id]
+        )
+        computed_tokens = job.new_tokens + job.prefill_tokens
+        written_s = self.now_s + model.move_takes_s(computed_tokens)
+        self._written[job.request_id] = held_tokens - computed_tokens, written_s
+        if not job.prefill_tokens and not job.pulled_tokens:
+            return None
+        prefill_s = model.start_s(job.prefill_tokens, 0)
+        load_s = model.move_takes_s(job.pulled_tokens)
+        return ChunkTiming(job.prefill_tokens, prefill_s, job.pulled_tokens, load_s)
+
+    def _look_up(self, action: LookUp) -> None:
+        """Answer once the last chunk's KV is in the pool, or when patience is over."""
+        before_tokens, written_s = self._written[action.request_id]
+        in_time = written_s <= self.now_s + action.patience_s
+        found = PoolFound(action.request_id, action.tokens if in_time else before_tokens)
+        at_s = max(self.now_s, written_s) if in_time else self.now_s + action.patience_s
+        self._push(at_s, None, 0, found)
 
     # ---- time ----
 
@@ -203,8 +243,10 @@ class Simulation:
                 self._push(at_s, engine, engine.version, None)
         self._touched.clear()
 
-    def _push(self, at_s: float, engine: SimEngine | None, version: int, job: Job | None) -> None:
-        heappush(self._timed, (at_s, next(self._numbers), engine, version, job))
+    def _push(
+        self, at_s: float, engine: SimEngine | None, version: int, what: Job | PoolFound | None
+    ) -> None:
+        heappush(self._timed, (at_s, next(self._numbers), engine, version, what))
 
     def _result(self) -> SimResult:
         makespan_s = self.now_s = self.delivered_s[-1]

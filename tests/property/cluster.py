@@ -48,6 +48,8 @@ class Sample:
     """All that it has computed is in the pool, or will be in a moment."""
     settled_tokens: int = 0
     """So much of it is there."""
+    lacks: bool = False
+    """A look-up missed some of what it had computed on its last machine."""
     ended_s: float = 0.0
     """When the last chunk that left KV ended."""
     asked_tokens: int = 0

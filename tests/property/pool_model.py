@@ -31,11 +31,12 @@ class PoolModel:
             sample.in_pool = False
         elif machine is not sample.last_on:
             sample.in_pool = sample.in_pool or whole
+            sample.lacks = False
         if machine not in prompt.on:
             prompt.in_pool = kept or (prompt.in_pool and len(prompt.on) > 0)
         if not sample.in_pool:
             sample.settled_tokens = 0
-        elif sample.last_on is not None and late:
+        elif sample.last_on is not None and late and not sample.lacks:
             sample.settled_tokens = sample.held_tokens
         sample.ended_s = now_s
         sample.asked_tokens, sample.found_tokens = 0, None
@@ -46,8 +47,8 @@ class PoolModel:
             return
         assert sample.last_on is not None
         fresh = sample.held_tokens - sample.settled_tokens
-        missing = sample.asked_tokens - tokens
-        if missing < sample.last_on.spec.page_tokens:
+        sample.lacks = sample.asked_tokens - tokens >= sample.last_on.spec.page_tokens
+        if not sample.lacks:
             self.costs.written(fresh, now_s - sample.ended_s)
             tokens = sample.held_tokens
         else:
@@ -70,6 +71,7 @@ class PoolModel:
             sample.last_on = sample.begun_on = sample.found_tokens = None
             sample.begun_tokens = sample.settled_tokens = sample.asked_tokens = 0
             sample.in_pool = sample.prompt.in_pool = True
+            sample.lacks = False
             sample.prompt.on.clear()
             sample.of_old = sample.running is not None
 
@@ -104,7 +106,7 @@ class PoolModel:
         if not is_here or not sample.in_pool or sample.found_tokens is not None:
             return True
         late = now_s >= sample.ended_s + self.latest_s(sample)
-        return late and not (self.up and sample.asked_tokens)
+        return late and not (self.up and sample.asked_tokens) and not sample.lacks
 
     def may_wait(self, sample: Sample, is_here: bool, now_s: float) -> bool:
         if self.is_over(sample, is_here, now_s):
@@ -124,8 +126,11 @@ class PoolModel:
         if sample.asked_tokens:
             assert now_s >= sample.until_s, "went though it had begun to wait"
         else:
-            measured = self.costs.compute.count > 0
-            assert measured or not self._enough(gap - known), "nobody knew that it would not pay"
+            costs = self.costs
+            tried = costs.write.count > 0 or costs.found_share < 1 or not self.up
+            late = now_s >= sample.ended_s + self.latest_s(sample)
+            knows = (tried and costs.compute.count > 0) or (late and sample.lacks)
+            assert knows or not self._enough(gap - known), "nobody knew that it would not pay"
 
     def judge_look_up(self, sample: Sample, tokens: int, patience_s: float, now_s: float) -> None:
         assert sample.last_on is not None
@@ -133,6 +138,7 @@ class PoolModel:
         assert self.up is not False
         assert tokens == sample.held_tokens - 1
         left_s = sample.ended_s + self.latest_s(sample) - now_s
-        assert 0 < patience_s <= max(left_s, self.costs.compute.at(sample.held_tokens)) + 1e-9
+        longest_s = max(left_s, self.latest_s(sample), self.costs.compute.at(sample.held_tokens))
+        assert 0 < patience_s <= longest_s + 1e-9
         sample.asked_tokens = tokens
         sample.until_s = now_s + patience_s + (ANSWER_S if self.up else 0.0)

@@ -28,8 +28,11 @@ from seer_sgl.router.core.events import (
     Submitted,
     Ticked,
 )
+from seer_sgl.router.core.fleet import Fleet
 from seer_sgl.router.core.placement import PlacementSettings
+from seer_sgl.router.core.policy import DIVIDED
 from seer_sgl.router.core.settings import CoreSettings
+from seer_sgl.router.core.state import Engine, Request
 from seer_sgl.types import EngineId, EngineSpec, GroupId, RequestId
 from tests.property.world import World
 
@@ -59,7 +62,8 @@ events = st.one_of(
     st.tuples(st.just("submit"), st.lists(request, min_size=1, max_size=8)),
     st.tuples(st.just("join"), st.integers(0, 2), st.integers(20, 400), st.sampled_from([1, 16, 64])),
     st.tuples(st.just("leave"), st.integers(0, 2)),
-    *[st.tuples(st.just("finish"), nth, st.integers(0, 60), st.integers(0, 3), timing)] * 3,
+    *[st.tuples(st.just("finish"), nth, st.sampled_from([0, *range(61)]), st.integers(0, 3), timing)]
+    * 3,
     st.tuples(st.just("found"), nth, st.sampled_from([0.0, 0.5, 1.0, 1.0])),
     st.tuples(st.just("pool"), st.sampled_from([True, True, False, None])),
     st.tuples(st.just("fail"), nth, st.booleans()),
@@ -82,12 +86,12 @@ options = st.builds(
     draft_tokens=st.sampled_from([0, 7]),
     max_failures=st.integers(1, 3),
     look_ahead=st.sampled_from([1, 3, 8, 8]),
-    settle_s=st.sampled_from([0.0, 0.1]),
+    settle_s=st.sampled_from([0.0, 0.1, 0.1]),
     starvation_dispatches=st.sampled_from([0, 1, 2, 5]),
     placement=st.builds(
         PlacementSettings,
         max_spread_requests=st.sampled_from([0, 32]),
-        pull_margin_tokens=st.sampled_from([0, 20, 512]),
+        pull_margin_tokens=st.sampled_from([0, 0, 20, 512]),
     ),
 )
 
@@ -191,8 +195,17 @@ class Story:
         return [Ticked()]
 
 
+def elsewhere(request: Request, need: int, fleet: Fleet, _settings: PlacementSettings) -> Engine | None:
+    """Another engine than the last one, where another fits: so that much moves."""
+    fitting = [engine for engine in fleet.engines.values() if fleet.fits(engine, need)]
+    others = [engine for engine in fitting if engine is not request.last_engine]
+    return next(iter(others or fitting), None)
+
+
+WANDERING = Policy("wandering", elsewhere, DIVIDED.rank, DIVIDED.within)
 EVERY_POLICY = {
     **POLICIES,
+    "wandering": WANDERING,
     **{f"seer by {name}": policy_named("seer", estimate) for name, estimate in ESTIMATES.items()},
 }
 

@@ -40,7 +40,7 @@ class RequestBuffer:
         for request in self.requests.values():
             request.last_engine = request.begun_on = None
             request.begun_tokens = request.settled_tokens = request.asked_tokens = 0
-            request.found_tokens, request.in_pool = None, True
+            request.found_tokens, request.in_pool, request.lacks = None, True, False
         for group in self.groups.values():
             group.prompt_on.clear()
             group.prompt_in_pool = True

@@ -103,9 +103,11 @@ class Costs:
         self.write.add(tokens, waited_s)
 
     def missed(self, tokens: int, waited_s: float) -> None:
-        """They were not there after so long: writing takes at least that, or failed."""
+        """They were not there after so long: writing takes longer, or failed. As nobody knows how much
+        longer, this alone is no measure of it."""
         self._answered(0.0)
-        self.write.add(tokens, max(waited_s, self.write.at(tokens)))
+        if self.write.count:
+            self.write.add(tokens, max(waited_s, self.write.at(tokens)))
 
     def latest_s(self, tokens: int) -> float:
         """After so long a chunk's KV should be in the pool, and the answer here."""
@@ -122,8 +124,8 @@ class Costs:
 
     def skip(self) -> bool:
         """Count a move that is not to wait. True for one that waits nevertheless."""
-        self._skipped += 1
-        return self._skipped >= TRIAL_AFTER
+        self._skipped = (self._skipped + 1) % TRIAL_AFTER
+        return not self._skipped
 
     def _answered(self, found: float) -> None:
         self._skipped = 0

@@ -37,19 +37,19 @@ class Moves:
         request, group, engine = chunk.request, chunk.request.group, chunk.engine
         current = chunk.pool_life == self.life and self.up is not False
         first_here = engine not in group.prompt_on
+        fresh_tokens = request.held_tokens - request.settled_tokens
+        late = now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
         if not current:
             request.in_pool = False
-        elif engine is not request.last_engine and not request.in_pool:
-            # It computed all that the pool lacks, and wrote it, but for a prompt that it had already.
-            request.in_pool = first_here or group.prompt_in_pool
+        elif engine is not request.last_engine:
+            # It computed all that the pool lacked, and wrote it, but for a prompt that it had already.
+            request.in_pool = request.in_pool or first_here or group.prompt_in_pool
+            request.lacks = False
         if first_here:
             group.prompt_in_pool = current or (group.prompt_in_pool and bool(group.prompt_on))
-        fresh_tokens = request.held_tokens - request.settled_tokens
         if not request.in_pool:
             request.settled_tokens = 0
-        elif (
-            request.last_engine is not None and now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
-        ):
+        elif request.last_engine is not None and late and not request.lacks:
             request.settled_tokens = request.held_tokens
         request.ended_s = now_s
         request.asked_tokens, request.found_tokens = 0, None
@@ -66,7 +66,9 @@ class Moves:
         if tokens > request.asked_tokens - engine.spec.page_tokens:
             self.costs.written(fresh_tokens, now_s - request.ended_s)
             tokens = request.held_tokens
+            request.lacks = False
         else:
+            request.lacks = True
             self.costs.missed(fresh_tokens, now_s - request.ended_s)
         request.found_tokens = request.settled_tokens = max(0, tokens)
         return True
@@ -102,7 +104,7 @@ class Moves:
         at_once_tokens = self._worthwhile(known_tokens)
         if request.asked_tokens or not self._worthwhile(gap_tokens - known_tokens):
             return at_once_tokens, 0.0
-        patience_s = self._patience_s(request, gap_tokens, at_once_tokens, now_s)
+        patience_s = self._patience_s(request, engine, (gap_tokens, at_once_tokens), now_s)
         return (gap_tokens, now_s + patience_s) if patience_s > 0 else (at_once_tokens, 0.0)
 
     def ask(self, request: Request, until_s: float, now_s: float) -> list[LookUp]:
@@ -134,25 +136,35 @@ class Moves:
             return True
         fresh_tokens = request.held_tokens - request.settled_tokens
         late = now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
-        return late and not (request.asked_tokens and self.up)
+        return late and not (request.asked_tokens and self.up) and not request.lacks
 
-    def _patience_s(self, request: Request, gap_tokens: int, at_once_tokens: int, now_s: float) -> float:
-        """How long it is to wait until the whole gap is in the pool; 0 for not at all.
+    def _patience_s(
+        self, request: Request, engine: Engine, tokens: tuple[int, int], now_s: float
+    ) -> float:
+        """How long it is to wait until all of a gap is in the pool; 0 for not at all.
 
-        The other way is to pull `at_once_tokens` now, and to compute the rest. Nobody waits for longer
-        than that would take: so a wait in vain costs no more than the other way once again.
+        Args:
+            tokens: the gap, and how much of it could be pulled at once; the rest would be computed.
+
+        A wait costs one request its time. Computing costs as much to all that run on the engine, as they
+        stand still meanwhile. Nobody waits for longer than the other way would cost: so a wait in vain
+        costs no more than that once again. The first ones wait to try it out.
         """
         costs, since_s = self.costs, now_s - request.ended_s
         expected_s, latest_s = self._write_s(request.held_tokens - request.settled_tokens)
-        if not costs.compute.count:
+        untried = self.up and not costs.write.count and costs.found_share == 1.0
+        if untried or not costs.compute.count:
             return latest_s - since_s
-        saved_s = costs.compute.at(gap_tokens - at_once_tokens) - costs.load.at(gap_tokens)
+        gap_tokens, at_once_tokens = tokens
+        alone_s = costs.compute.at(gap_tokens - at_once_tokens)
+        saved_s = alone_s * (1 + len(engine.chunks)) - costs.load.at(gap_tokens)
         if at_once_tokens:
             saved_s += costs.load.at(at_once_tokens)
         patience_s = min(latest_s - since_s, saved_s)
         if costs.wait_pays(max(0.0, expected_s - since_s), patience_s, saved_s):
             return patience_s
-        return saved_s if self.up and saved_s > 0 and costs.skip() else 0.0
+        tries = self.up and saved_s > 0 and costs.skip()
+        return min(saved_s, max(latest_s, alone_s)) if tries else 0.0
 
     def _write_s(self, tokens: int) -> tuple[float, float]:
         """After how long so many tokens should be in the pool, and when they are at the latest."""

@@ -166,6 +166,8 @@ class Request:
     settled_tokens: int = 0
     """Of its prefix, what is known or sure enough to be in the pool. What only that chunk left is not,
     until it was looked up."""
+    lacks: bool = False
+    """A look-up has missed some of it since it was computed: it may never come to be there."""
     asked_tokens: int = 0
     """How much of its prefix a look-up asked for since then; 0 where none did."""
     found_tokens: int | None = None

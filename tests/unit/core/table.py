@@ -11,9 +11,11 @@ from seer_sgl.router.core.events import (
     Cancelled,
     ChunkFailed,
     ChunkFinished,
+    ChunkTiming,
     EngineJoined,
     EngineLeft,
     Event,
+    PoolFound,
     Submitted,
 )
 from seer_sgl.types import ChunkId, EngineId, EngineSpec, GroupId, RequestId
@@ -49,8 +51,14 @@ def all_submitted(names: str, max_new: int = 100) -> list[Event]:
     return [submitted(name, max_new) for name in names.split()]
 
 
-def finished(chunk: int, tokens: int, ended: bool = False) -> ChunkFinished:
-    return ChunkFinished(ChunkId(chunk), tokens, ended)
+def finished(
+    chunk: int, tokens: int, ended: bool = False, timing: ChunkTiming | None = None
+) -> ChunkFinished:
+    return ChunkFinished(ChunkId(chunk), tokens, ended, timing)
+
+
+def found(name: str, tokens: int) -> PoolFound:
+    return PoolFound(RequestId(name), tokens)
 
 
 def failed(chunk: int, reason: str = "broken", retryable: bool = True) -> ChunkFailed:
