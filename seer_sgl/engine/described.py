@@ -27,7 +27,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     plugin: dict[str, Any] | None
     """Our plugin's own line, None where the plugin is not active in the server."""
     facts: dict[str, Any] = {}
-    """Its arguments, scalars only, and `front`: whether our plugin serves divided chat."""
+    """Its arguments, scalars only, and `front`: whether our plugin serves divided chat. Where our plugin
+    knows how pages are named in the pool, `pool_layout`, as `engine/kvlayout.py` has it."""
     launched: bool = False
     """It was started for us, and nobody has told it anything yet."""
 
@@ -70,13 +71,14 @@ def info_of(
 
 
 def _facts(server: Mapping[str, Any], plugin: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Scalar arguments of a server, without those that are secret; `front`: ours serves divided chat."""
+    """As `EngineInfo.facts`; what is secret is left out."""
     facts = {
         name: value
         for name, value in server.items()
         if (value is None or isinstance(value, bool | int | float | str)) and "api_key" not in name
     }
-    return {**facts, "front": bool(plugin and plugin.get("front"))}
+    known = {name: plugin[name] for name in ("pool_layout",) if plugin and plugin.get(name)}
+    return {**facts, **known, "front": bool(plugin and plugin.get("front"))}
 
 
 def load_of(loads: Any) -> tuple[int, int, int] | None:

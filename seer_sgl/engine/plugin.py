@@ -88,6 +88,8 @@ def _add_proof(output: Any, controller: Any, _request: Any) -> Any:
     """Add what only the running scheduler knows to its answer for `/server_info`."""
     from sglang.srt.platforms import current_platform
 
+    from seer_sgl.engine.kvlayout import pool_layout
+
     config = controller.scheduler.model_config
     output.internal_state[PROOF_KEY] = {
         "version": __version__,
@@ -97,6 +99,7 @@ def _add_proof(output: Any, controller: Any, _request: Any) -> Any:
         "context_tokens": int(config.context_len),
         "speculation": _speculation(controller.scheduler),
         "front": _front_is_active(controller.scheduler.server_args),
+        "pool_layout": pool_layout(controller.scheduler),
     }
     return output
 

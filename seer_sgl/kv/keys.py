@@ -34,8 +34,9 @@ _BIG_ENDIAN = array("H", [1]).tobytes() != b"\x01\x00"
 def namespace_seed(extra_key: str | None, cache_salt: str | None) -> bytes:
     """What the first page follows; empty where a request has neither.
 
-    A missing part and an empty one are not the same: SGLang tells them apart, too.
+    As SGLang has it, an empty salt is none, but an empty extra key is one.
     """
+    cache_salt = cache_salt or None
     if extra_key is None and cache_salt is None:
         return b""
     digest = hashlib.sha256(_NAMESPACE)
@@ -107,21 +108,14 @@ class Objects:
         return [f"{prefix}{digest.hex()}{suffix}" for digest in digests for suffix in self.suffixes]
 
 
-def key_prefix(model: str, backend_tag: str | None) -> str:
-    """`Objects.prefix` of a server that was told this model, and this `extra_backend_tag`."""
-    parts = [backend_tag] if backend_tag is not None else []
-    return "_".join([*parts, *(["-".join(model.split("/"))] if model else [])])
-
-
-def mha_suffixes(tp_size: int, pp_size: int = 1, head_shards: int | None = None) -> tuple[str, ...]:
-    """Where heads are divided among ranks: keys and values of each.
+def mha_suffixes(shards: int, pp_size: int = 1) -> tuple[str, ...]:
+    """Where heads are divided: keys and values of each part.
 
     Args:
-        head_shards: as many parts as the heads are written in (`tp_lcm_size`), where that is more than
-            there are ranks: a page that differently divided servers can share.
+        shards: parts of a layer's heads; as many as ranks, or more (`tp_lcm_size`) where pages are
+            shared with servers that are divided otherwise.
     """
-    shards = range(head_shards or tp_size)
-    ranks = [f"{shard}{stage}" for stage in _stages(pp_size) for shard in shards]
+    ranks = [f"{shard}{stage}" for stage in _stages(pp_size) for shard in range(shards)]
     return tuple(f"_{rank}_{part}" for rank in ranks for part in "kv")
 
 
