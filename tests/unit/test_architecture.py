@@ -114,6 +114,29 @@ def test_one_file_touches_what_changes_under_us(name: str) -> None:
     assert len(importers("seer_sgl", name)) <= 1, importers("seer_sgl", name)
 
 
+def test_what_the_keeper_knows_is_pure() -> None:
+    pure = ["keys", "runs", "ledger", "seeking", "salts"]
+    allowed = tuple(f"seer_sgl.kv.{name}" for name in pure)
+    wrong = {
+        name: bad
+        for name in pure
+        if (
+            bad := [
+                n
+                for n in imports(ROOT / f"seer_sgl/kv/{name}.py")
+                if n.split(".")[0] not in PURE and not within(n, *allowed)
+            ]
+        )
+    }
+    assert not wrong
+
+
+def test_native_code_of_the_pool_stays_in_its_own_process() -> None:
+    inside = [f"seer_sgl.kv.{name}" for name in ("client", "keeper", "keeping")]
+    assert importers("seer_sgl/kv", "seer_sgl.kv.client"), "nobody uses the client: this checks nothing"
+    assert not outside(importers("seer_sgl", *inside), "seer_sgl/kv/")
+
+
 def test_one_file_builds_sglangs_command_line() -> None:
     builders = [
         shown(path)
@@ -149,9 +172,15 @@ def test_nothing_is_too_long() -> None:
     assert not offenders, "\n" + "\n".join(offenders)
 
 
-@pytest.mark.skipif(not (ROOT / "cli/main.py").exists(), reason="there is no command line yet")
-def test_the_command_line_imports_nothing_heavy() -> None:
-    code = f"import sys, seer_sgl_cli.main; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("seer_sgl_cli.main", HEAVY),
+        ("seer_sgl.kv.keeper", ["torch", "sglang", "numba", "numpy", "uvicorn", "mooncake", "asyncio"]),
+    ],
+)
+def test_small_processes_import_nothing_heavy(module: str, heavy: list[str]) -> None:
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip() == "[]", f"imported by --help: {ran.stdout}"
+    assert ran.stdout.strip() == "[]", f"imported by {module}: {ran.stdout}"
