@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from seer_sgl.router.core import Policy, RouterCore
 from seer_sgl.router.core.actions import Action, Deliver, Dispatch
 from seer_sgl.router.core.events import ChunkFinished, Event
+from seer_sgl.router.core.placement import PlacementSettings
 from seer_sgl.router.core.settings import CoreSettings
 from seer_sgl.sim.engine import SimEngine
 from seer_sgl.sim.model import EngineModel
@@ -199,6 +200,7 @@ workloads = st.builds(
     lengths=st.just(Lengths(100.0, 1.0, 0.5)),
     chunk_tokens=st.sampled_from([7, 50, 299, 300, 1000]),
 )
+settling = st.sampled_from([0.0, 0.5])
 all_lengths = st.lists(
     st.lists(st.integers(1, MOST_TOKENS), min_size=1, max_size=5), min_size=1, max_size=6
 )
@@ -231,23 +233,37 @@ class WatchedCore(RouterCore):
         return actions
 
 
+class WatchedSimulation(Simulation):
+    """Sees to it that nothing is expected of the pool that was not written yet."""
+
+    def _dispatch(self, action: Dispatch) -> None:
+        before_tokens, written_s = self._written.get(action.request_id, (0, 0.0))
+        if self.core.settings.settle_s and action.came_from is not None and self.now_s < written_s:
+            assert action.pulled_tokens <= before_tokens
+        super()._dispatch(action)
+
+
 def watched(
-    workload: Workload, name: str, lengths: list[list[int]]
+    workload: Workload, name: str, lengths: list[list[int]], settle_s: float = 0.0
 ) -> tuple[SimResult, Simulation, WatchedCore]:
+    """Told of a time for KV to settle, the core also moves what is short."""
     policy = sim_policy(name, None, workload, lengths)
-    core_settings = CoreSettings(chunk_tokens=workload.chunk_tokens, settle_s=0.0)
-    simulation = Simulation(workload, policy, lengths, core_settings)
+    placement = PlacementSettings(pull_margin_tokens=0 if settle_s else 512)
+    core_settings = CoreSettings(
+        chunk_tokens=workload.chunk_tokens, settle_s=settle_s, placement=placement
+    )
+    simulation = WatchedSimulation(workload, policy, lengths, core_settings)
     simulation.core = core = WatchedCore(policy, core_settings)
     return simulation.run(), simulation, core
 
 
 @everywhere
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(workload=workloads, lengths=all_lengths)
+@given(workload=workloads, lengths=all_lengths, settle_s=settling)
 def test_every_request_is_delivered_once_with_all_its_tokens(
-    name: str, workload: Workload, lengths: list[list[int]]
+    name: str, workload: Workload, lengths: list[list[int]], settle_s: float
 ) -> None:
-    result, _, core = watched(workload, name, lengths)
+    result, _, core = watched(workload, name, lengths, settle_s)
     expected = [request_name(g, s) for g, samples in enumerate(lengths) for s in range(len(samples))]
     assert sorted(action.request_id for action in core.seen.delivered) == sorted(expected)
     assert {action.outcome for action in core.seen.delivered} == {"finished"}
@@ -259,9 +275,11 @@ def test_every_request_is_delivered_once_with_all_its_tokens(
 
 @everywhere
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(workload=workloads, lengths=all_lengths)
-def test_nothing_is_left_behind(name: str, workload: Workload, lengths: list[list[int]]) -> None:
-    _, simulation, core = watched(workload, name, lengths)
+@given(workload=workloads, lengths=all_lengths, settle_s=settling)
+def test_nothing_is_left_behind(
+    name: str, workload: Workload, lengths: list[list[int]], settle_s: float
+) -> None:
+    _, simulation, core = watched(workload, name, lengths, settle_s)
     core.check()
     counts = core.statistics()
     assert (counts.waiting, counts.in_flight, len(core.settling)) == (0, 0, 0)

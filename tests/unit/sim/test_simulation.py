@@ -37,11 +37,12 @@ def rollout(
     workload: Workload = BASE,
     pull_margin_tokens: int = 512,
     meter: Meter | None = None,
+    settle_s: float = 0.0,
 ) -> SimResult:
     settings = CoreSettings(
         chunk_tokens=workload.chunk_tokens,
         chunk_plan="constant",
-        settle_s=0.0,
+        settle_s=settle_s,
         placement=PlacementSettings(pull_margin_tokens=pull_margin_tokens),
     )
     return Simulation(workload, policy, lengths, settings, meter).run()
@@ -101,6 +102,26 @@ def test_what_is_too_short_to_pull_is_computed_again() -> None:
     assert (result.chunks, result.moved_chunks, result.moved_tokens) == (2, 1, 0)
     assert result.prefilled_tokens == 10 + 18
     assert result.makespan_s == pytest.approx(2 * 0.5 + 16.0 + 3.0 + 28 * 0.1)
+
+
+def test_a_move_waits_for_the_pool_where_that_is_to_be_tried_or_pays() -> None:
+    """What the first chunk leaves takes 3 s and 18 times 0.25 s to be written, which is waited for. To
+    load what the second one leaves would take longer than to compute its 8 tokens again; 8 older ones
+    are pulled, and 10 are there."""
+    result = rollout([[20]], HOPPING, MOVING, pull_margin_tokens=0, settle_s=100.0)
+    assert (result.chunks, result.moved_chunks, result.moved_tokens) == (3, 2, 18 + 8)
+    assert result.prefilled_tokens == 10 + 8
+    first_s, written_s, loaded_s = 0.5 + 1.0 + 8.0, 3.0 + 4.5, 3.0 + 4.5
+    second_s, third_s = 0.5 + loaded_s + 8.0, 0.5 + (3.0 + 2.0) + 0.8 + 4.0
+    assert result.makespan_s == pytest.approx(first_s + written_s + second_s + third_s)
+
+
+def test_what_is_not_written_in_time_is_computed_again() -> None:
+    result = rollout([[16]], HOPPING, MOVING, pull_margin_tokens=0, settle_s=1.0)
+    assert (result.chunks, result.moved_chunks, result.moved_tokens) == (2, 1, 0)
+    assert result.prefilled_tokens == 10 + 18
+    first_s, patience_s = 0.5 + 1.0 + 8.0, 1.0
+    assert result.makespan_s == pytest.approx(first_s + patience_s + 0.5 + 3.0 + 1.8 + 8.0)
 
 
 def test_engines_share_the_work() -> None:
