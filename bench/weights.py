@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, TypeAlias
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--quick", action="store_true", help="fewer updates")
     args = parser.parse_args()
-    updates = QUICK_UPDATES if args.quick else UPDATES
+    updates = dict.fromkeys(WAYS, QUICK_UPDATES if args.quick else UPDATES)
     with tempfile.TemporaryDirectory() as scratch:
         rows = asyncio.run(_measure(Path(scratch), updates))
     figures = {f"update_{row['way']}_s": row["median_s"] for row in rows}
@@ -49,7 +49,7 @@ def main() -> None:
     sys.exit(1 if lost else 0)
 
 
-async def _measure(scratch: Path, updates: int) -> list[Run]:
+async def _measure(scratch: Path, updates: Mapping[str, int]) -> list[Run]:
     folders = [str(save_variant(scratch / str(seed), changed(seed))) for seed in (1, 2)]
     router = RouterConfig(
         http_port=free_port(), agent_port=free_port(), model=str(WEIGHTS), chunk_tokens=32
@@ -65,13 +65,13 @@ async def _measure(scratch: Path, updates: int) -> list[Run]:
 
 
 async def under_load(
-    client: SGLangClient, folders: Sequence[str], updates: int, first_version: int = 1
+    client: SGLangClient, folders: Sequence[str], updates: Mapping[str, int], first_version: int = 1
 ) -> list[Run]:
-    """A row for each way to update.
+    """A row for each way to update. Besides these updates there is one of each folder first.
 
     Args:
         client: of the router.
-        updates: of each way.
+        updates: how many, by the way.
     """
     _, answer = await client.post("/tokenize", {"prompt": prompts(GROUPS, seed=11)})
     load = Load(answer["tokens"], SAMPLES, LENGTHS)
@@ -81,8 +81,8 @@ async def under_load(
         await trainer.update(Outcome("drain"))
         references[trainer.versions[str(trainer.version)]] = await _reference(client, load)
     rows = []
-    for way in WAYS:
-        outcome = await run(client, trainer, load, way, updates)
+    for way, count in updates.items():
+        outcome = await run(client, trainer, load, way, count)
         found = faults(outcome, trainer.versions, references)
         for line in [*outcome.problems, *found][:20]:
             _say(f"{way}: {line}")
