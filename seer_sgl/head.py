@@ -21,6 +21,7 @@ from seer_sgl.engine.process import Child, free_port
 from seer_sgl.engine.server import check_model, check_sglang_installed
 from seer_sgl.errors import RequestError, StartError
 from seer_sgl.kv.pool import PoolAddress, PoolSettings, client_bounds, master_settings
+from seer_sgl.router.core import Policy
 from seer_sgl.router.service import RouterService
 from seer_sgl.router.workers import normal_url
 from seer_sgl.spec.settings import DraftSettings
@@ -141,11 +142,14 @@ class Head:
 
 
 @contextlib.asynccontextmanager
-async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncIterator[Head]:
+async def running_head(
+    config: HeadConfig, say: Callable[[str], None], policy: Policy | None = None
+) -> AsyncIterator[Head]:
     """A head that serves inside the block, with all its local engines registered.
 
     Args:
         say: told each step in a line.
+        policy: instead of the one that the router's settings name (tests bring their own).
 
     Raises:
         StartError: a port is taken, or something that the head needs is missing.
@@ -160,7 +164,7 @@ async def running_head(config: HeadConfig, say: Callable[[str], None]) -> AsyncI
         config.router, pool=pool, pool_keeper=_keeper_address(pool), draft=_draft_settings(config)
     )
     attached = AttachedServers(f"{_from_here(router.host)}:{router.agent_port}")
-    async with RouterService(router, attached=attached) as service, attached:
+    async with RouterService(router, policy, attached) as service, attached:
         head = Head(service, config.log_dir)
         try:
             say(f"router on http://{_bracketed(router.host)}:{router.http_port}, policy {router.policy}")
