@@ -51,7 +51,7 @@ class PoolModel:
         if not sample.lacks:
             self.costs.written(fresh, now_s - sample.ended_s)
             tokens = sample.held_tokens
-        else:
+        elif now_s > sample.until_s - 2 * ANSWER_S:
             self.costs.missed(fresh, now_s - sample.ended_s)
         sample.found_tokens = sample.settled_tokens = tokens
 
@@ -103,13 +103,15 @@ class PoolModel:
 
     def is_over(self, sample: Sample, is_here: bool, now_s: float) -> bool:
         """Whether what is there is there, as nothing more is on its way. `is_here`: its last machine."""
-        if not is_here or not sample.in_pool or sample.found_tokens is not None:
+        if sample.last_on is None or not sample.in_pool or sample.found_tokens is not None:
+            return True
+        if not is_here and not self.up:
             return True
         late = now_s >= sample.ended_s + self.latest_s(sample)
         return late and not (self.up and sample.asked_tokens) and not sample.lacks
 
     def may_wait(self, sample: Sample, is_here: bool, now_s: float) -> bool:
-        if self.is_over(sample, is_here, now_s):
+        if not is_here or self.is_over(sample, is_here, now_s):
             return False
         return now_s < sample.until_s if sample.asked_tokens else True
 
@@ -124,12 +126,12 @@ class PoolModel:
             return
         assert pulled == self._enough(known), "expects KV that may not be in the pool"
         if sample.asked_tokens:
-            assert now_s >= sample.until_s, "went though it had begun to wait"
+            assert now_s >= sample.until_s or not is_here, "went though it had begun to wait"
         else:
             costs = self.costs
             tried = costs.write.count > 0 or costs.found_share < 1 or not self.up
             late = now_s >= sample.ended_s + self.latest_s(sample)
-            knows = (tried and costs.compute.count > 0) or (late and sample.lacks)
+            knows = (tried and costs.compute.count > 0) or (late and sample.lacks) or not is_here
             assert knows or not self._enough(gap - known), "nobody knew that it would not pay"
 
     def judge_look_up(self, sample: Sample, tokens: int, patience_s: float, now_s: float) -> None:

@@ -22,7 +22,7 @@ class Moves:
         self.up: bool | None = None
         """Whether the pool works and look-ups are answered; None while nobody knows."""
         self.life = 0
-        """Rises whenever what the pool held is lost: only chunks begun since are in it."""
+        """Rises when a pool that was down works again: only chunks begun since are in it."""
         self._settle_s = settings.settle_s
         self._placement: PlacementSettings = settings.placement
 
@@ -69,14 +69,16 @@ class Moves:
             request.lacks = False
         else:
             request.lacks = True
-            self.costs.missed(fresh_tokens, now_s - request.ended_s)
+            if (
+                now_s > request.until_s - 2 * ANSWER_S
+            ):  # before, it is for want of somebody who could look
+                self.costs.missed(fresh_tokens, now_s - request.ended_s)
         request.found_tokens = request.settled_tokens = max(0, tokens)
         return True
 
     def state(self, up: bool | None, requests: Iterable[Request], groups: Iterable[Group]) -> None:
         """What is known of the pool has changed. O(n) where it lost what it held."""
         if up is False and self.up is not False:
-            self.life += 1
             for request in requests:
                 request.in_pool, request.found_tokens = False, None
                 request.asked_tokens = request.settled_tokens = 0
@@ -98,11 +100,13 @@ class Moves:
         gap_tokens = self._worthwhile(request.pooled_tokens - have_tokens)
         if not gap_tokens or self._is_over(request, now_s):
             return gap_tokens, 0.0
-        if request.asked_tokens and now_s < request.until_s:
+        home = request.last_engine
+        lost = home is None or home.status == "gone"
+        if request.asked_tokens and now_s < request.until_s and not lost:
             return gap_tokens, request.until_s
         known_tokens = max(0, request.settled_tokens - have_tokens)
         at_once_tokens = self._worthwhile(known_tokens)
-        if request.asked_tokens or not self._worthwhile(gap_tokens - known_tokens):
+        if lost or request.asked_tokens or not self._worthwhile(gap_tokens - known_tokens):
             return at_once_tokens, 0.0
         patience_s = self._patience_s(request, engine, (gap_tokens, at_once_tokens), now_s)
         return (gap_tokens, now_s + patience_s) if patience_s > 0 else (at_once_tokens, 0.0)
@@ -124,13 +128,13 @@ class Moves:
         return 0 if few or self.up is False else tokens
 
     def _is_over(self, request: Request, now_s: float) -> bool:
-        """Whether more of its KV than what is said to be there will not come, or is there by now.
+        """Whether all that is said to be in the pool is there by now, or the best that can be said.
 
-        What is lost with an engine never comes. Where look-ups are answered, one without an answer found
-        nothing.
+        Where look-ups are answered, one without an answer found nothing. What an engine took along when
+        it left never comes, but where nobody can look that is not known.
         """
         home = request.last_engine
-        if home is None or home.status == "gone":
+        if home is None or (home.status == "gone" and not self.up):
             return True
         if request.found_tokens is not None or not request.in_pool:
             return True

@@ -99,7 +99,7 @@ def test_nothing_is_expected_of_a_pool_that_is_down(make_core: MakeCore) -> None
 def test_what_a_pool_held_before_it_was_down_is_lost(make_core: MakeCore) -> None:
     core = on_a(make_core, PoolState(False), PoolState(True))
     again = dispatch(5, "g.0", 50, "b")
-    back = dispatch(6, "g.0", 50, "a", "b", pulled=150)  # the prompt is there
+    back = dispatch(6, "g.0", 50, "a", "b", pulled=100)  # of 110 that b had written
     play(core, [(finished(1, 50), [GO_WITHOUT])], now_s=10.0)
     # All of it was computed on b since, and written.
     play(core, [(finished(4, 50), [again])], now_s=20.0)

@@ -148,9 +148,9 @@ def test_what_came_too_soon_after_another_chunk_is_not_counted_on(move: Move) ->
 def test_an_answer_tells_what_is_there(move: Move) -> None:
     move.ask(100.5, END_S)
     assert not move.moves.found(None, 5, 100.1)
-    assert move.moves.found(move.request, 1_200, 100.1)
-    assert not move.moves.found(move.request, 1_999, 100.2), "it was answered"
-    assert move.plan(100.2) == (1_200, 0.0)
+    assert move.moves.found(move.request, 1_200, 100.5)
+    assert not move.moves.found(move.request, 1_999, 100.5), "it was answered"
+    assert move.plan(100.5) == (1_200, 0.0)
     assert move.moves.costs.found_share < 1
     move.chunk(600, 110.0)
     assert move.plan(110.0) == (2_600, 110.5), "the next chunk's is another question"
@@ -170,6 +170,15 @@ def test_what_a_look_up_missed_is_not_taken_for_written_later(move: Move) -> Non
     assert move.request.settled_tokens == 2_100, "another engine computed it again"
 
 
+def test_an_answer_before_the_patience_is_over_tells_nothing_of_writing(move: Move) -> None:
+    """Nobody could look."""
+    move.moves.up = True
+    move.ask(100.5, END_S)
+    assert move.moves.found(move.request, 0, 100.01)
+    assert move.plan(100.01) == (0, 0.0)
+    assert move.moves.costs.found_share == 1
+
+
 def test_a_pool_that_never_has_it_is_tried_no_longer(move: Move) -> None:
     move.moves.costs.took(ChunkTiming(computed_tokens=2_000, prefill_s=0.4))
     move.moves.up = True
@@ -186,9 +195,15 @@ def test_what_waits_for_an_answer_waits_on_wherever_it_would_go(move: Move) -> N
     assert move.plan(100.5) == (2_000, 0.0)
 
 
-def test_no_kv_comes_from_an_engine_that_is_gone(move: Move) -> None:
-    move.home.status = "gone"
-    assert move.plan(END_S) == (2_000, 0.0)
+@pytest.mark.parametrize(("up", "now_s", "pulled"), [(None, 200.1, 2_600), (True, 200.1, 2_000)])
+def test_no_kv_comes_from_an_engine_that_is_gone(
+    move: Move, up: bool | None, now_s: float, pulled: int
+) -> None:
+    """Where nobody can look, it may have come in time; else only what was there before is counted on."""
+    move.chunk(600, 200.0)
+    move.moves.up, move.home.status = up, "gone"
+    assert move.plan(now_s) == (pulled, 0.0)
+    assert move.plan(200.5) == (2_600, 0.0)
 
 
 @pytest.mark.parametrize("up", [True, False, None])
