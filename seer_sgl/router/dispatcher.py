@@ -188,6 +188,11 @@ class Dispatcher:
         everyone = self._intake.registry.everyone()
         return self._abort(live for live in everyone if live.request_id not in elsewhere)
 
+    def abort_begun(self) -> int:
+        """End those that have tokens already."""
+        everyone = self._intake.registry.everyone()
+        return self._abort(live for live in everyone if live.transcript.ended_tokens)
+
     def queue_load(self) -> QueueLoad:
         """What waits here, and what runs."""
         lives = self._intake.registry.everyone()

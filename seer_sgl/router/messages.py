@@ -40,6 +40,9 @@ class Register(Message, frozen=True):
     facts: dict[str, Any] = {}
     """What SGLang's `/server_info` says of its arguments, scalars only (`tp_size`, `pp_size`,
     `enable_memory_saver`, ...), and `front`: true where our plugin serves divided chat."""
+    weight_history: str = ""
+    """What the server was told about its weights since it started; see `engine/history.py`. Empty where
+    they are those that it started with."""
 
 
 class Heartbeat(Message, frozen=True):

@@ -79,6 +79,14 @@ class Holds:
         return len(core.engines[engine].chunks) if engine in core.engines else 0
 
     async def drained(self) -> None:
-        """Wait until requests have ended, or a reason comes up for which they will not."""
-        while self._dispatcher.on_their_way and not self._held:  # noqa: ASYNC110
+        """Wait until requests have ended, or a reason comes up for which they will not.
+
+        Without an engine in traffic they would wait for the change that is to bring one: those that have
+        tokens of the weights before end with them, and the others begin after it.
+        """
+        dispatcher = self._dispatcher
+        while dispatcher.on_their_way and not self._held:
+            if not len(dispatcher.roster):
+                dispatcher.abort_begun()
+                return
             await asyncio.sleep(_POLL_S)

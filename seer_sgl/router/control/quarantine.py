@@ -110,9 +110,4 @@ ABORT_S = 30.0
 
 def start_of(member: Member) -> str:
     """What an engine says of the weights that it comes with."""
-    changes = member.card.facts.get(CHANGES) or 0
-    return f"{member.card.weight_version}/{changes}"
-
-
-CHANGES = "weight_changes"
-"""A fact that agents tell: weight changes that they have passed on to the server since it started."""
+    return f"{member.card.weight_version} {member.card.weight_history}"

@@ -1,0 +1,52 @@
+"""What an agent tells of the weights of its server."""
+
+import pytest
+
+from seer_sgl.engine.history import WeightHistory
+
+DISK, NAME = "/update_weights_from_disk", "/update_weight_version"
+
+
+def told(*calls: tuple[str, int]) -> str:
+    history = WeightHistory()
+    for call_id, (target, status) in enumerate(calls):
+        history.asked(call_id, target, b"{}")
+        history.answered(call_id, status)
+    return history.told()
+
+
+def test_a_server_that_nobody_has_changed_has_none() -> None:
+    assert told() == told(("/generate", 200), ("/flush_cache", 200), ("/pause_generation", 200)) == ""
+
+
+def test_the_same_calls_with_the_same_answers_are_the_same_history() -> None:
+    assert told((DISK, 200), (NAME, 200)) == told((DISK, 200), ("/model_info", 200), (NAME, 200)) != ""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [(DISK, 400), (NAME, 200)],
+        [(DISK, 200)],
+        [(NAME, 200), (DISK, 200)],
+        [(DISK, 200), (DISK, 200), (NAME, 200)],
+    ],
+)
+def test_other_answers_or_another_order_are_another_one(other: list[tuple[str, int]]) -> None:
+    assert told((DISK, 200), (NAME, 200)) != told(*other)
+
+
+def test_a_call_that_is_not_answered_yet_counts_as_broken() -> None:
+    history = WeightHistory()
+    history.asked(1, DISK, b"{}")
+    before = history.told()
+    history.answered(1, 200)
+    assert before == history.told() == told((DISK, 0))
+
+
+@pytest.mark.parametrize(("action", "counts"), [("checksum", False), ("reset_tensors", True)])
+def test_looking_at_weights_does_not_change_them(action: str, counts: bool) -> None:
+    history = WeightHistory()
+    history.asked(1, "/weights_checker", b'{"action": "%s"}' % action.encode())
+    history.answered(1, 200)
+    assert bool(history.told()) == counts
