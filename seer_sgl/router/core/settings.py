@@ -15,8 +15,8 @@ class CoreSettings(msgspec.Struct, frozen=True):
     draft_tokens: int = 0
     """KV that speculative decoding takes on top of a chunk's own."""
     settle_s: float = 0.5
-    """SGLang writes KV to the pool in the background after a chunk ends. A request moves to another
-    engine no sooner than this after its chunk, or the end of its prefix would be computed again.
+    """SGLang writes KV to the pool in the background after a chunk ends. This long is assumed for it
+    until something is measured, and wherever nobody can look (see `moves.py`).
     Two busy servers on two cores: 0.1 s found 94 to 99 % of the prefix, 0.5 s 99 %."""
     max_failures: int = 5
     """Chunks of one request that may fail in a row before it is given up."""

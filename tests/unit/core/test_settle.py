@@ -3,8 +3,9 @@
 import pytest
 
 from seer_sgl.errors import IllegalEventError
-from seer_sgl.router.core.actions import Wake
-from seer_sgl.router.core.events import Ticked
+from seer_sgl.router.core.actions import LookUp, Wake
+from seer_sgl.router.core.costs import ANSWER_S
+from seer_sgl.router.core.events import PoolState, Ticked
 from seer_sgl.router.core.placement import PlacementSettings
 from tests.unit.core.conftest import MakeCore
 from tests.unit.core.table import (
@@ -14,6 +15,7 @@ from tests.unit.core.table import (
     dispatch,
     engine,
     finished,
+    found,
     joined,
     left,
     look_up,
@@ -150,3 +152,22 @@ def test_an_illegal_event_takes_nothing_from_those_beside_it(make_core: MakeCore
     with pytest.raises(IllegalEventError, match="prompt tokens") as caught:
         core.handle_all([submitted("g.0"), submitted("h.0", prompt=0), submitted("k.0")], 0.0)
     assert list(caught.value.actions) == [dispatch(1, "g.0", 50), dispatch(2, "k.0", 50)]
+
+
+def test_who_has_less_time_is_woken_sooner(make_core: MakeCore) -> None:
+    """The first waits for as long as was assumed, the third for as long as the second has shown."""
+    core = make_core("divided", engine("a", slots=8), settle_s=0.5, placement=ALWAYS_PULL)
+    names = [f"{group}.0" for group in "ghklmnop"]
+    play(core, [([*map(submitted, names)], [dispatch(n, r, 50) for n, r in enumerate(names, 1)])])
+    play(core, [(joined(engine("b", slots=8)), []), (PoolState(True), [])], now_s=9.0)
+    until_s = 10.5 + ANSWER_S
+    play(core, [(finished(1, 50), [look_up("g.0", 59), Wake(until_s)])], now_s=10.0)
+    play(core, [(finished(2, 50), [look_up("h.0", 59)])], now_s=10.0)
+    play(core, [(found("h.0", 59), [dispatch(9, "h.0", 50, "b", "a", pulled=60)])], now_s=10.125)
+    asked, woken = core.handle(finished(3, 50), 10.125)
+    assert isinstance(asked, LookUp)
+    assert isinstance(woken, Wake)
+    assert asked.patience_s == pytest.approx(0.125 + ANSWER_S)
+    assert woken.at_s == pytest.approx(10.25 + 2 * ANSWER_S)
+    play(core, [(Ticked(), [dispatch(10, "k.0", 50, "b", "a"), Wake(until_s)])], now_s=woken.at_s)
+    play(core, [(Ticked(), [dispatch(11, "g.0", 50, "b", "a")]), (Ticked(), [])], now_s=until_s)
