@@ -34,14 +34,13 @@ _BIG_ENDIAN = array("H", [1]).tobytes() != b"\x01\x00"
 def namespace_seed(extra_key: str | None, cache_salt: str | None) -> bytes:
     """What the first page follows; empty where a request has neither.
 
-    As SGLang has it, an empty salt is none, but an empty extra key is one.
+    Args: as they stand in the body of a request. An empty one is none, as SGLang's server has it.
     """
-    cache_salt = cache_salt or None
-    if extra_key is None and cache_salt is None:
+    if not extra_key and not cache_salt:
         return b""
     digest = hashlib.sha256(_NAMESPACE)
     for part in (extra_key, cache_salt):
-        if part is None:
+        if not part:
             digest.update(b"\x00")
         else:
             text = part.encode()

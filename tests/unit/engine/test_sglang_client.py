@@ -77,7 +77,18 @@ def test_info_says_what_the_engine_holds_and_no_secret() -> None:
     )
 
 
-@pytest.mark.parametrize(("proof", "front"), [(None, False), ({**PROOF, "front": True}, True)])
+LAYOUT = {"prefix": "small", "suffixes": ["_0_k", "_0_v"]}
+
+
+@pytest.mark.parametrize(
+    ("proof", "front"),
+    [
+        (None, False),
+        ({**PROOF, "front": True}, True),
+        ({**PROOF, "pool_layout": None}, False),
+        ({**PROOF, "pool_layout": LAYOUT}, False),
+    ],
+)
 def test_what_our_plugin_adds(proof: dict[str, Any] | None, front: bool) -> None:
     async def plain(request: web.Request) -> web.StreamResponse:
         if request.path != "/server_info":
@@ -88,6 +99,9 @@ def test_what_our_plugin_adds(proof: dict[str, Any] | None, front: bool) -> None
     info = ask(lambda client: client.info(EngineId("e")), plain)
     assert (info.plugin, info.spec.vocab_size) == (proof, 512 if proof else None)
     assert info.facts["front"] is front
+    layout = (proof or {}).get("pool_layout")
+    assert info.facts.get("pool_layout") == layout
+    assert ("pool_layout" in info.facts) is (layout is not None)
 
 
 def test_load_is_summed_over_ranks() -> None:

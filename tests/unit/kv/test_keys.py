@@ -18,7 +18,7 @@ IDS = [0, 1, 2, 3, 151643, 4294967295, 7, 8, 9, 10]
 PAGES = {
     (None, None): ("baed6423", "b05f198c546259e2e42ba1eff6849cd7b6c55a977a39a974aad467a9fffc8975"),
     (None, ""): ("baed6423", "b05f198c546259e2e42ba1eff6849cd7b6c55a977a39a974aad467a9fffc8975"),
-    ("", None): ("de38368c", "41f88de11234eb617cedf68670340c5e18be2b67fc8fa1cb8f8307f52bc58543"),
+    ("", ""): ("baed6423", "b05f198c546259e2e42ba1eff6849cd7b6c55a977a39a974aad467a9fffc8975"),
     ("a", "b"): ("0ef607c6", "076ebbb29a3919445b96c3a194e7e3c018cf8996415f22beff9265fc557d3e11"),
     ("ab", None): ("4edc0b33", "c5031f157feb2bd353f893f8ae10539068476af60126cad6468dfc31fad36b0b"),
     (None, "ü-e1"): ("2e83454e", "7b4c35388f8d4d05d0538df93bb658ca7f797b6de8eb28794e1b7e26bb01b924"),
