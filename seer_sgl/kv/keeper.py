@@ -21,6 +21,7 @@ from seer_sgl.kv.client import StoreAddress, StoreClient, room
 from seer_sgl.kv.keeping import Keeping, Replies
 from seer_sgl.kv.ledger import LedgerSettings
 from seer_sgl.kv.messages import MessageError, decode_from_router, encode
+from seer_sgl.kv.pool import client_bounds
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
     args = _arguments(argv)
-    os.environ.setdefault("GLOG_minloglevel", "2")  # Mooncake tells every start at length
+    # Before Mooncake is loaded: its calls must end, and it tells every start at length.
+    os.environ.update({"GLOG_minloglevel": "2", **client_bounds(os.environ)})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stopped: list[int] = []
 

@@ -5,6 +5,7 @@ No SGLang here: a plain client of the store writes what servers would, under the
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -307,6 +308,27 @@ def test_the_master_may_be_killed(world: World) -> None:
             await soon(lambda: world.are_gone(pages))
             assert world.keeper is not None
             assert world.keeper.poll() is None
+
+    world.start_keeper()
+    asyncio.run(run())
+
+
+def test_the_master_may_hang(world: World) -> None:
+    async def run() -> None:
+        line = Line(world.address)
+        async with line.running():
+            line.open("one", PROMPT)
+            pages = world.write(PROMPT)
+            assert world.master is not None
+            os.kill(world.master.pid, signal.SIGSTOP)
+            tokens, took_s = await line.look_up("one", 8, patience_s=0.5)
+            assert tokens == 0
+            assert took_s < 5, "nobody waits longer than it has patience"
+            await soon(lambda: not line.pool.usage.up)
+            line.close("one")
+            os.kill(world.master.pid, signal.SIGCONT)
+            await soon(lambda: line.pool.usage.up)
+            await soon(lambda: world.are_gone(pages))
 
     world.start_keeper()
     asyncio.run(run())
