@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from seer_sgl.engine.flushing import FLUSH, unflushed, with_note
 from seer_sgl.engine.guards import Watched, asks_for_load, objection, profile_folder
 from seer_sgl.engine.incoming import Incoming
 from seer_sgl.engine.increments import EventError, Events, Increments
@@ -118,12 +119,16 @@ class Work:
         headers = {name: value for name, value in call.headers.items() if name.lower() != _ROUTER}
         if self.router_url:
             headers[_ROUTER] = self.router_url
+        body = unflushed(call.target, call.body)
+        sent = call.body if body is None else body
         try:
-            async with self._client.open(call.method, call.target, call.body, headers) as answer:
+            async with self._client.open(call.method, call.target, sent, headers) as answer:
                 if answer.headers.get("content-type", "").startswith("text/event-stream"):
                     await self._pass_on(call, answer)
                     return
                 content = await answer.read()
+            if answer.status == 200 and body is not None:
+                content = await self._flushed(content)
         except EngineUnreachable as error:
             await asyncio.sleep(BROKEN_PAUSE_S)
             reason = f"no answer from SGLang: {error}"
@@ -132,6 +137,19 @@ class Work:
         if answer.status == 200:
             self._watched.note_done(call.target, call.body)
         self._send(CallAnswered(self._engine_id, call.call_id, answer.status, answer.headers, content))
+
+    async def _flushed(self, content: bytes) -> bytes:
+        """Flush after an update; its answer, with a word on it where that cannot be. What runs on would
+        keep SGLang waiting, and nobody asks for KV of older weights again."""
+        try:
+            running, _, _ = await self._client.load()
+            if running:
+                return with_note(content, f"{running} requests run")
+            async with self._client.open("POST", FLUSH, b"{}", _JSON) as answer:
+                said = decoded(await answer.read())
+        except EngineUnreachable as error:
+            return with_note(content, f"no answer: {error}")
+        return content if answer.status == 200 else with_note(content, error_message(said).strip())
 
     def _refusal(self, call: Call, reason: str) -> CallAnswered:
         body = msgspec.json.encode({"error": {"message": reason}})

@@ -245,7 +245,7 @@ def test_what_would_end_the_server_is_refused_by_the_agent() -> None:
 @pytest.mark.parametrize(("launched", "status"), [(True, 400), (False, 200)])
 def test_a_folder_of_weights_is_looked_at_where_the_server_is_ours(launched: bool, status: int) -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
-        return web.json_response({"success": True, "message": ""})
+        return web.json_response({"success": True, "message": "", "loads": []})
 
     update = call("/update_weights_from_disk", b'{"model_path":"/none"}')
     (answered,) = told(answer, update, launched=launched)
@@ -254,3 +254,43 @@ def test_a_folder_of_weights_is_looked_at_where_the_server_is_ours(launched: boo
     if launched:
         message = said["error"]["message"]
         assert message.startswith("/update_weights_from_disk: the folder /none does not exist")
+
+
+@pytest.mark.parametrize(
+    ("running", "flush", "note"),
+    [(0, 200, ""), (0, 400, " The cache was not flushed: Timed out."), (3, 0, " The cache was not fl")],
+)
+def test_an_update_is_flushed_by_a_call_of_its_own(running: int, flush: int, note: str) -> None:
+    """SGLang does not wait for pages that it still writes, and fails the update then."""
+    asked: list[Any] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append((request.path_qs, msgspec.json.decode(await request.read() or b"null")))
+        if request.path == "/v1/loads":
+            load = {"num_running_reqs": running, "num_waiting_reqs": 0, "num_used_tokens": 0}
+            return web.json_response({"loads": [load]})
+        if request.path == "/flush_cache":
+            return web.Response(text="Timed out" if flush == 400 else "Cache flushed.", status=flush)
+        return web.json_response({"success": True, "message": "Done."})
+
+    path = "/update_weights_from_disk"
+    (answered,) = told(answer, call(path, b'{"model_path":"/new"}'))
+    assert answered.status == 200
+    said = msgspec.json.decode(answered.body)
+    assert said["success"]
+    assert said["message"].startswith(f"Done.{note}")
+    assert asked[0] == (path, {"flush_cache": False, "model_path": "/new"})
+    assert asked[1] == ("/v1/loads?include=core", None)
+    assert asked[2:] == ([] if running else [("/flush_cache?timeout=10", {})])
+
+
+def test_an_update_that_fails_is_not_flushed() -> None:
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.json_response({"success": False, "message": "no"}, status=400)
+
+    (answered,) = told(answer, call("/update_weights_from_disk", b'{"model_path":"/new"}'))
+    assert answered.status == 400
+    assert asked == ["/update_weights_from_disk"]
