@@ -68,8 +68,10 @@ class Endings:
         if self._core.is_recalled(dispatch.chunk_id) and not cancelled:
             if live.sample.divisible:
                 return [self._took(live, dispatch, answer, ended=False)]
-            reason = "recalled for a change of weights, and cannot go on from what it had"
-            return [self.lost(live, dispatch, reason) or ChunkFailed(dispatch.chunk_id, reason)]
+            if not live.transcript.shown_tokens:
+                return [ChunkFinished(dispatch.chunk_id, 0, ended=False)]
+            live.aborted = "Recalled, and what a client has seen cannot go on elsewhere"
+            cancelled = True
         if (cancelled or self._core.scheduler.paused) and status is None:
             finished = self._took(live, dispatch, answer, ended=True)
             live.complete = False

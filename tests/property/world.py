@@ -159,10 +159,10 @@ class World:
             self._note_failed(chunk_id, retryable=True)
 
     def _note_recalled(self) -> Iterable[AbortChunk]:
-        """All that runs stops, unless its client has stopped it, or it cannot go on later."""
+        """All that runs stops, unless its client has stopped it."""
         aborts = []
         for chunk_id, (sample, machine) in self.chunks.items():
-            if sample.event.divisible and not sample.cancelled and not sample.recalled:
+            if not sample.cancelled and not sample.recalled:
                 sample.recalled = True
                 aborts.append(AbortChunk(chunk_id, machine.spec.engine_id))
         return aborts

@@ -108,11 +108,12 @@ class Recalled(msgspec.Struct, frozen=True):
     """What runs is to come back with what it has, and goes on later. To be told during a pause, or it
     goes on at once.
 
-    The core answers with one `AbortChunk` for every chunk of a divisible request; the others run on. No
-    client is answered. Whoever performs it has an engine stop each of these chunks, and then tells
+    The core answers with one `AbortChunk` for every chunk. No client is answered. Whoever performs it has
+    an engine stop each of these chunks, and then tells
 
     - `ChunkFinished(chunk, tokens, ended=False)` where the engine answers that it was aborted: with all
-      tokens that it brought, which stay, also where there are none (that counts as no failure);
+      tokens that it brought, which stay, also where there are none (that counts as no failure). A
+      request that cannot be divided begins anew: none of its tokens can stay;
     - what it would have told otherwise, where the chunk ended before the abort came, or broke.
 
     `RouterCore.is_recalled` tells such a chunk from one whose client, or whose engine, ended it.

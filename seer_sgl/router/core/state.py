@@ -226,5 +226,5 @@ class Chunk:
 
     @property
     def may_come_back(self) -> bool:
-        """Whether it runs on until it is told to stop, and its request can go on later."""
-        return self.request.divisible and not self.request.cancelled and not self.recalled
+        """Whether it runs on until it is told to stop."""
+        return not self.request.cancelled and not self.recalled

@@ -36,18 +36,20 @@ def test_what_runs_is_aborted_and_goes_on_after_the_pause(make_core: MakeCore) -
     assert core.buffer.requests[RequestId("g.0")].generated_tokens == 30
 
 
-def test_what_cannot_go_on_later_runs_on(make_core: MakeCore) -> None:
+def test_what_cannot_be_divided_begins_anew(make_core: MakeCore) -> None:
     core = make_core("divided", engine("a"))
     play(
         core,
         [
             (submitted("g.0", divisible=False), [dispatch(1, "g.0", 100)]),
             (submitted("g.1"), [dispatch(2, "g.1", 50)]),
-            ([Paused(), Recalled()], [abort(2)]),
+            ([Paused(), Recalled()], [abort(1), abort(2)]),
+            (finished(1, 0), []),
+            (finished(2, 10, ended=True), [deliver("g.1")]),
+            (Resumed(), [dispatch(3, "g.0", 100)]),
         ],
     )
-    assert [core.is_recalled(ChunkId(chunk)) for chunk in (1, 2, 3)] == [False, True, False]
-    play(core, [(finished(1, 100), [deliver("g.0")]), (finished(2, 10, ended=True), [deliver("g.1")])])
+    assert not core.is_recalled(ChunkId(3))
 
 
 def test_coming_back_with_nothing_is_no_failure(make_core: MakeCore) -> None:

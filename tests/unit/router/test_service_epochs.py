@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from seer_sgl.router.pool import NoPool
 from seer_sgl.router.pooling import Pooling
 from seer_sgl.testing.engine import continuation
@@ -113,21 +115,47 @@ def test_a_recalled_sample_that_its_client_aborts_is_answered_at_once() -> None:
     run(scenario())
 
 
-def test_what_cannot_be_divided_is_not_recalled() -> None:
+WHOLE: dict[str, Any] = {"sampling_params": {"max_new_tokens": LONG, "frequency_penalty": 0.5}}
+
+
+def test_what_cannot_be_divided_begins_anew_under_the_new_weights() -> None:
     async def scenario() -> None:
         (prompt,) = prompts(1, LONG)
         engine = server(token_s=0.002)
-        params = {"max_new_tokens": LONG, "frequency_penalty": 0.5}
         async with (
             cluster(engine, chunk_tokens=CHUNK) as it,
-            together(it.generate(prompt, sampling_params=params)) as call,
+            together(it.generate(prompt, **WHOLE)) as call,
         ):
             await until(lambda: engine.bodies)
+            await asyncio.sleep(0.03)
             await recalled(it)
-            assert call.done() or it.service.dispatcher.on_their_way == 0
+            it.service.dispatcher.new_epoch()
+            it.service.dispatcher.resume()
             answer = await call
-        assert len(engine.bodies) == 1
+        assert [body["input_ids"] for body in engine.bodies] == [prompt, prompt]
+        assert engine.bodies[0]["cache_salt"] != engine.bodies[1]["cache_salt"]
         assert answer["output_ids"] == continuation(prompt, LONG)
+        assert [chunk["epoch"] for chunk in answer["meta_info"]["seer"]["chunks"]] == [1]
+
+    run(scenario())
+
+
+def test_what_cannot_be_divided_and_was_seen_ends_with_that() -> None:
+    async def scenario() -> None:
+        (prompt,) = prompts(1, LONG)
+        engine = server(token_s=0.005)
+        async with cluster(engine, chunk_tokens=CHUNK) as it:
+            body = {"input_ids": prompt, "stream": True, **WHOLE}
+            async with it.http.stream("POST", "/generate", json=body) as response:
+                lines = response.aiter_lines()
+                events = [await anext(lines)]
+                await recalled(it)
+                events += [line async for line in lines]
+        told = [msgspec.json.decode(e.removeprefix("data: ")) for e in events if e[:7] == "data: {"]
+        assert told[-1]["meta_info"]["finish_reason"]["type"] == "abort"
+        ids = told[-1]["output_ids"]
+        assert 0 < len(ids) < LONG
+        assert ids == continuation(prompt, len(ids))
 
     run(scenario())
 
