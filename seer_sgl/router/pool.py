@@ -45,7 +45,12 @@ QUEUED_DELIVERIES = 1000
 """To a keeper that is there and does not read; beyond it they are dropped."""
 
 OnFound = Callable[[RequestId, int], None]
-OnState = Callable[[bool], None]
+OnState = Callable[[bool | None], None]
+_STATES = {
+    True: "the KV pool works",
+    False: "the KV pool is down: KV is computed again",
+    None: "nothing is known of the KV pool: its keeper is silent, or no engine has named its pages",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,8 @@ class NoPool:
 
         Args:
             on_found: with each question's request and the tokens that are there; it may have ended.
-            on_state: called when the pool comes up or goes down.
+            on_state: called when the pool comes up (True), goes down, or nothing is known of it (None),
+                as it is at first.
             reopen: what a request is whose story the keeper has lost; None where it is over.
         """
         del on_state, reopen
@@ -151,8 +157,10 @@ class PoolKeeper(NoPool):
         """Tokens told of each live request."""
         self._asked: dict[RequestId, asyncio.TimerHandle] = {}
         self._on_state: OnState | None = None
+        self._state: bool | None = None
         self._reopen: Reopen | None = None
         self._heard_s = 0.0
+        """When the keeper spoke last; 0 while it is silent."""
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -171,6 +179,7 @@ class PoolKeeper(NoPool):
         if told != self._layout:
             self._layout = told
             self._send(told)
+            self._tell_state()
 
     def opened(
         self,
@@ -252,16 +261,22 @@ class PoolKeeper(NoPool):
             self.opened(request, told.group, told.extra_key, told.salt, told.ids)
 
     def _note(self, usage: Usage) -> None:
-        was_up, self.usage = self.usage.up, usage
-        if usage.up != was_up:
-            log.info("the KV pool is %s", "up" if usage.up else "down: KV is computed again")
+        self.usage = usage
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        state = self.usage.up if self._heard_s and self._layout is not None else None
+        if state is not self._state:
+            self._state = state
+            log.info(_STATES[state])
             if self._on_state is not None:
-                self._on_state(usage.up)
+                self._on_state(state)
 
     async def _beat(self) -> None:
         while True:
             self._send(self._layout or Beat())
-            if self.usage.up and time.monotonic() - self._heard_s > FRESH_S:
+            if self._heard_s and time.monotonic() - self._heard_s > FRESH_S:
+                self._heard_s = 0.0
                 self._note(Usage())
             await asyncio.sleep(BEAT_S)
 

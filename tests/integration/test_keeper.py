@@ -140,7 +140,7 @@ class Line:
     def __init__(self, address: str) -> None:
         self.pool = PoolKeeper(address)
         self.found: list[tuple[str, int]] = []
-        self.states: list[bool] = []
+        self.states: list[bool | None] = []
         self.live: dict[RequestId, Reopened] = {}
 
     @asynccontextmanager

@@ -42,7 +42,7 @@ class Keeper:
         self.pool, self.socket = pool, socket
         self.heard: list[FromRouter] = []
         self.found: list[tuple[str, int]] = []
-        self.states: list[bool] = []
+        self.states: list[bool | None] = []
         self.reopened: dict[RequestId, Reopened] = {}
         self.router = b""
 
@@ -125,6 +125,8 @@ def test_look_ups_are_answered_once_each() -> None:
             await far.until(lambda: far.found == [(A, 0)])  # nobody says that the pool is up
             await far.say(UP)
             await far.until(lambda: far.pool.usage == UP)
+            assert far.states == [], "no engine has named its pages"
+            far.pool.layout("model", ("_k",), 4)
             assert far.states == [True]
             far.pool.look_up(A, 8, 60.0)
             await far.until(lambda: LookUp("a", 8, 60.0) in far.heard)
@@ -165,11 +167,12 @@ def test_a_keeper_that_falls_silent_is_away(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def scenario() -> None:
         async with keeper() as far:
+            far.pool.layout("model", ("_k",), 4)
             await far.say(UP)
-            await far.until(lambda: far.states == [True, False])
+            await far.until(lambda: far.states == [True, None])
             assert far.pool.usage == Usage()
-            await far.say(UP)
-            await far.until(lambda: far.states[:3] == [True, False, True])
+            await far.say(Usage(up=False), UP)
+            await far.until(lambda: far.states[2:4] == [False, True])
 
     asyncio.run(scenario())
 
