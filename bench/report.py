@@ -53,7 +53,8 @@ class Report:
 
 def finish(report: Report, json_path: Path | None) -> None:
     """Print the rows and figures; write the report where a file is named."""
-    for shown in map(table, tables(report.rows)):
+    for name, rows in named_tables(report.rows).items():
+        shown = table(rows, name)
         width = max(Console().width, Console(width=10_000).measure(shown).maximum)
         Console(width=width).print(shown)
     console = Console()
@@ -78,19 +79,19 @@ def as_json(report: Report) -> dict[str, object]:
     }
 
 
-def tables(rows: list[Row]) -> list[list[Row]]:
-    """Rows that name the same `table` are one; so are all where none does."""
-    found: dict[Value, list[Row]] = {}
+def named_tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that name the same `table` are one; so are all that name none, under an empty name."""
+    found: dict[str, list[Row]] = {}
     for row in rows:
         shown = {name: value for name, value in row.items() if name != "table"}
-        found.setdefault(row.get("table"), []).append(shown)
-    return list(found.values())
+        found.setdefault(str(row.get("table") or ""), []).append(shown)
+    return found
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], title: str = "") -> Table:
     """Rows as a plain table; a column that a row lacks stays empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    shown = Table(box=SIMPLE, show_edge=False)
+    shown = Table(box=SIMPLE, show_edge=False, title=title or None, title_justify="left")
     for name in columns:
         numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
         shown.add_column(name, justify="right" if numbers else "left", no_wrap=True)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.report import ROOT, Row, Value, cell, tables
+from bench.report import ROOT, Row, Value, cell, named_tables
 
 RESULTS = ROOT / "bench/results"
 PAGE = ROOT / "docs/benchmarks.md"
@@ -29,7 +29,7 @@ def section(report: dict[str, Any]) -> str:
     parts = [
         f"## {report['bench']}",
         report.get("title") or first_sentence(report["bench"]),
-        *map(markdown_table, tables(report["rows"])),
+        *(part for name, rows in named_tables(report["rows"]).items() for part in captioned(name, rows)),
         "Figures: " + ", ".join(f"`{name}` {cell(value)}" for name, value in report["figures"].items()),
         how(report),
     ]
@@ -44,6 +44,12 @@ def first_sentence(bench: str) -> str:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
     return paragraph.partition(". ")[0].rstrip(".") + "."
+
+
+def captioned(name: str, rows: list[Row]) -> list[str]:
+    """A table under its name, if it has one."""
+    caption = [f"**{name[0].upper()}{name[1:]}**"] if name else []
+    return [*caption, markdown_table(rows)]
 
 
 def markdown_table(rows: list[Row]) -> str:
