@@ -41,6 +41,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now_s = 0.0
         self.live: dict[tuple[bytes, str], dict[str, Any]] = {}
         self.kept: dict[tuple[bytes, tuple[bytes, ...]], float] = {}
+        self.aborted: list[tuple[tuple[bytes, str], str, str, list[int]]] = []
         self.groups: dict[tuple[bytes, str], dict[str, Any]] = {}
         self.store: set[bytes] = set()
         self.known: set[bytes] = set()
@@ -82,8 +83,15 @@ class LedgerMachine(RuleBasedStateMachine):
         pages = tuple(pages_of(live["salt"], live["ids"] + ids))
         if pages and not finished and not live["stale"]:
             self.kept[name[0], pages] = self.now_s
+            self.aborted.append((name, live["group"], live["salt"], live["ids"] + ids))
         self.leave(name[0], live)
         self.write(list(pages))
+
+    @precondition(lambda self: self.aborted)
+    @rule(ids=tokens)
+    def come_back(self, ids: list[int]) -> None:
+        name, group, salt, done = self.aborted.pop()
+        self.open(name, group, salt, done + ids)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -111,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # ---- time and the store ----
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 7.0, 50.0]))
+    @rule(seconds=st.sampled_from([0.5, 2.0, 7.0, 15.0, 50.0]))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
         for router in ROUTERS:
@@ -218,4 +226,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestLedger.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)

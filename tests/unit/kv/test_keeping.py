@@ -287,6 +287,21 @@ def test_a_full_pool_gives_up_what_is_kept() -> None:
     assert bench.keeping.usage().kept_pages == 4, "what is live stays"
 
 
+def test_what_comes_back_is_kept_no_longer_than_it_runs() -> None:
+    bench = Bench()
+    bench.tell(LAYOUT, opened("a", [1, 2, 3, 4, 5]))
+    pages = bench.write([1, 2, 3, 4, 5])
+    bench.tell(closed("a", 5, finished=False))
+    bench.wait(10)
+    assert bench.store.keys == pages
+    bench.tell(opened("again", [1, 2, 3, 4, 5, 6], group="another"))
+    bench.wait(10)
+    assert bench.store.keys == pages
+    bench.tell(closed("again", 6))
+    bench.wait(6)
+    assert not bench.store.keys
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_epoch_ends_what_is_kept(finished: bool) -> None:
     bench = Bench()
