@@ -19,6 +19,7 @@ from seer_sgl.router.messages import (
 from seer_sgl.types import EngineId, EngineSpec
 
 TOKEN_S, CALL_S, HANG_S = 0.02, 0.01, 1.5
+UPDATES = ("/update_weights_from_disk", "/update_weights_from_distributed")
 FIRST = "w0"
 Weights = tuple[Any, ...]
 """What an engine's weights are made of. Equal ones are equal weights."""
@@ -189,6 +190,9 @@ class Engine:
             case "/flush_cache":
                 return (400, "busy") if self._chunks else (200, "flushed")
             case _:
+                paused = not self._going.is_set()
+                while self._chunks and path in UPDATES and not paused:  # noqa: ASYNC110 - as SGLang
+                    await asyncio.sleep(CALL_S)
                 async with self._updating:
                     return await self._changed(path, body) or good
         return good

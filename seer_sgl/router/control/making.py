@@ -195,9 +195,9 @@ class Making:
         Returns what speaks against that; nothing where it is called so.
         """
         out, members = self.sync.out_of_step(), self.roster.members
-        others = {e: m for e, m in members.items() if e not in out and e != engine}
-        serving = [m.card.weight_version for m in others.values() if not m.quarantine]
-        names = serving or [m.card.weight_version for m in others.values()]
+        in_step = [member for name, member in members.items() if name not in out]
+        serving = [member.card.weight_version for member in in_step if not member.quarantine]
+        names = serving or [member.card.weight_version for member in in_step]
         name = max(names, key=names.count, default=None)
         if name in (None, members[engine].card.weight_version):
             return ""

@@ -79,11 +79,6 @@ def adapter_outcome(path: str, reply: Reply, facts: Mapping[str, Any]) -> Outcom
     return Outcome.UNTOUCHED if refused else found
 
 
-def worst(*each: Outcome) -> Outcome:
-    """Of several calls that make up one change: refused altogether, done altogether, or neither."""
-    return each[0] if len(set(each)) == 1 else Outcome.DOUBTFUL
-
-
 def _refused_at_the_door(path: str, reply: Reply) -> bool:
     """By an agent's guards, which name the path; or by SGLang's front, as the body is wrong."""
     if reply.status not in (400, 422):

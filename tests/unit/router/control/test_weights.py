@@ -12,6 +12,8 @@ from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, ser
 
 FACTS = {"tp_size": 2, "pp_size": 2}
 DISK = {"model_path": "/new", "weight_version": "7"}
+SENT = {**DISK, "flush_cache": False}
+"""As it comes to SGLang: agents flush by a call of their own."""
 BUCKET = {"names": ["w"], "dtypes": ["bfloat16"], "shapes": [[2, 3]], "flush_cache": False}
 SESSION = ("/begin_weight_update", "/update_weights_from_distributed", "/end_weight_update")
 FAILED = Reply(400, {"success": False, "message": "NCCL error"})
