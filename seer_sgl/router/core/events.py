@@ -108,8 +108,8 @@ class Recalled(msgspec.Struct, frozen=True):
     """What runs is to come back with what it has, and goes on later. To be told during a pause, or it
     goes on at once.
 
-    The core answers with one `AbortChunk` for every chunk. No client is answered. Whoever performs it has
-    an engine stop each of these chunks, and then tells
+    The core answers with one `AbortChunk` for every chunk whose client still wants it. No client is
+    answered. Whoever performs it has an engine stop each of these chunks, and then tells
 
     - `ChunkFinished(chunk, tokens, ended=False)` where the engine answers that it was aborted: with all
       tokens that it brought, which stay, also where there are none (that counts as no failure). A

@@ -37,8 +37,6 @@ class Moves:
         request, group, engine = chunk.request, chunk.request.group, chunk.engine
         current = chunk.pool_life == self.life and self.up is not False
         first_here = engine not in group.prompt_on
-        fresh_tokens = request.held_tokens - request.settled_tokens
-        late = now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
         if not current:
             request.in_pool = False
         elif engine is not request.last_engine:
@@ -49,7 +47,7 @@ class Moves:
             group.prompt_in_pool = current or (group.prompt_in_pool and bool(group.prompt_on))
         if not request.in_pool:
             request.settled_tokens = 0
-        elif request.last_engine is not None and late and not request.lacks:
+        elif request.last_engine is not None and self._is_late(request, now_s):
             request.settled_tokens = request.held_tokens
         request.ended_s = now_s
         request.asked_tokens, request.found_tokens = 0, None
@@ -138,9 +136,14 @@ class Moves:
             return True
         if request.found_tokens is not None or not request.in_pool:
             return True
+        return not (request.asked_tokens and self.up) and self._is_late(request, now_s)
+
+    def _is_late(self, request: Request, now_s: float) -> bool:
+        """Whether what its last chunk left should be in the pool by now."""
+        if request.lacks:
+            return False
         fresh_tokens = request.held_tokens - request.settled_tokens
-        late = now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
-        return late and not (request.asked_tokens and self.up) and not request.lacks
+        return now_s >= request.ended_s + self._write_s(fresh_tokens)[1]
 
     def _patience_s(
         self, request: Request, engine: Engine, tokens: tuple[int, int], now_s: float
