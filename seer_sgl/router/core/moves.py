@@ -67,9 +67,8 @@ class Moves:
             request.lacks = False
         else:
             request.lacks = True
-            if (
-                now_s > request.until_s - 2 * ANSWER_S
-            ):  # before, it is for want of somebody who could look
+            if now_s > request.until_s - 2 * ANSWER_S:
+                # Before that an answer means that nobody could look.
                 self.costs.missed(fresh_tokens, now_s - request.ended_s)
         request.found_tokens = request.settled_tokens = max(0, tokens)
         return True
