@@ -57,7 +57,8 @@ PoolMib = Annotated[
 KvRelease = Annotated[
     bool,
     typer.Option(
-        help="Free the KV of a finished request at once, instead of when room is needed.",
+        help="Keep account of the pool, and free KV of a finished request at once. Without that, KV is "
+        "evicted when room is needed.",
         rich_help_panel=_POOL,
     ),
 ]

@@ -161,7 +161,10 @@ async def running_head(
         own = config.pool_settings.own_master(near, free_port())
     pool = config.pool_settings.address(own) if config.pool else None
     router = msgspec.structs.replace(
-        config.router, pool=pool, pool_keeper=_keeper_address(pool), draft=_draft_settings(config)
+        config.router,
+        pool=pool,
+        pool_keeper=f"tcp://127.0.0.1:{free_port()}" if pool and config.router.kv_release else "",
+        draft=_draft_settings(config),
     )
     attached = AttachedServers(f"{_from_here(router.host)}:{router.agent_port}")
     async with RouterService(router, policy, attached) as service, attached:
@@ -171,7 +174,8 @@ async def running_head(
             if pool is not None:
                 metrics = await _start_pool(head, config.pool_settings, pool, own)
                 say(f"KV pool: Mooncake master {pool.master}")
-                await _start_keeper(head, router, near, metrics)
+                if router.pool_keeper:
+                    await _start_keeper(head, router, near, metrics)
             if router.draft is not None:
                 for shard, address in enumerate(router.draft.servers):
                     await _start_shard(head, config, shard, address)
@@ -218,10 +222,6 @@ def _from_here(host: str) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _keeper_address(pool: PoolAddress | None) -> str:
-    return "" if pool is None else f"tcp://127.0.0.1:{free_port()}"
 
 
 async def _start_pool(head: Head, settings: PoolSettings, pool: PoolAddress, own: str) -> str:
