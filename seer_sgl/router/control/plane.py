@@ -59,6 +59,7 @@ class ControlPlane:
         update_timeout_s: float = 600.0,
     ) -> None:
         self._dispatcher = dispatcher
+        self._update_timeout_s = update_timeout_s
         self.engines = Engines(roster, calls)
         self.holds = Holds(dispatcher)
         self.weights = Weights(dispatcher, self.engines, self.holds, update_timeout_s)
@@ -181,7 +182,7 @@ class ControlPlane:
             self._dispatcher.recall()
             await self.holds.recalled(RECALL_S)
         self.weights.paused(engines)
-        found = await self._ask(call)
+        found = await self._ask(call, self._update_timeout_s)
         if call.asked.mode == "abort":
             await self.holds.idle(call.only)
         return self._merged(call.row, found)
@@ -189,7 +190,7 @@ class ControlPlane:
     async def _continue(self, call: Call) -> Reply:
         engines = self.engines.targets(call.only)
         await self.weights.continues(engines)
-        reply = self._merged(call.row, await self._ask(call))
+        reply = self._merged(call.row, await self._ask(call, self._update_timeout_s))
         if reply.good:
             self.holds.drop(PAUSED, call.only)
         else:
@@ -307,9 +308,9 @@ class ControlPlane:
 
     # ---- inside ----
 
-    async def _ask(self, call: Call) -> Replies:
+    async def _ask(self, call: Call, timeout_s: float | None = None) -> Replies:
         engines = self.engines.targets(call.only)
-        return await self.engines.ask(engines, call.method, call.target, call.body)
+        return await self.engines.ask(engines, call.method, call.target, call.body, timeout_s=timeout_s)
 
     def _merged(self, row: Row, replies: Replies) -> Reply:
         plain = _PLAIN.get(row.merge)

@@ -54,7 +54,14 @@ class Selected(msgspec.Struct):
     selector: Literal["target", "draft", "all"] = "all"
 
 
-class FromDistributed(msgspec.Struct):
+class Changing(msgspec.Struct, kw_only=True):
+    """New weights, or a new name for them. A version lower than the one that serves is refused unless
+    `allow_older_version` says that it is meant so; SGLang does not see that field."""
+
+    allow_older_version: bool = False
+
+
+class FromDistributed(Changing):
     """Weights that come over a process group, in this order."""
 
     names: list[str]
@@ -62,25 +69,25 @@ class FromDistributed(msgspec.Struct):
     shapes: list[list[int]]
 
 
-class FromTensor(msgspec.Struct):
+class FromTensor(Changing):
     """Serialized weights, one entry for each rank."""
 
     serialized_named_tensors: list[str]
 
 
-class FromDisk(msgspec.Struct):
+class FromDisk(Changing):
     """A folder that every engine can read."""
 
     model_path: str
 
 
-class FromIpc(msgspec.Struct):
+class FromIpc(Changing):
     """Sockets of a checkpoint engine, by device."""
 
     zmq_handles: dict[str, str]
 
 
-class NewVersion(msgspec.Struct):
+class NewVersion(Changing):
     """What the weights are called from now on."""
 
     new_version: str

@@ -105,8 +105,9 @@ class Sync:
         for engine in fresh:
             self._known[engine].series = _Series(self._series)
 
-    def series_ends(self, engines: Iterable[EngineId]) -> None:
-        """What was loaded between its beginning and now is a whole set of weights."""
+    def series_ends(self, engines: Iterable[EngineId]) -> list[EngineId]:
+        """What was loaded between its beginning and now is a whole set of weights. Returns those that
+        have it."""
         whole: dict[EngineId, _Series] = {}
         for engine in engines:
             known = self._known.get(engine)
@@ -121,6 +122,7 @@ class Sync:
             last = max(whole.values(), key=lambda series: series.number)
             unnamed = ("series", str(last.number))
             self._replaced(list(whole), ("version", last.version) if last.version else unnamed)
+        return list(whole)
 
     # ---- changes ----
 

@@ -79,7 +79,9 @@ class Weights:
 
     async def continues(self, engines: list[EngineId]) -> None:
         """These are about to go on: what is out of step must not, and old KV is not needed any more."""
-        self._sync.series_ends(engines)
+        whole = self._sync.series_ends(engines)
+        if any(map(self._sync.has_wanted_weights, whole)):
+            self.making.recipe.replaced(None)
         await self.making.align(engines)
         self._quarantine.put_out(engines)
         await self._flush(engines)

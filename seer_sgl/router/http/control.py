@@ -10,13 +10,15 @@ from starlette.responses import Response
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.fields import seconds
 from seer_sgl.router.control.merging import Reply
-from seer_sgl.router.control.table import TABLE, Merge, Row
+from seer_sgl.router.control.table import TABLE, Act, Merge, Row
 from seer_sgl.router.http.bodies import read_body
 from seer_sgl.router.http.front import Front
 from seer_sgl.router.http.operations import Answer, Operation, Parameter
 from seer_sgl.types import EngineId
 
 _OBJECT = {"type": "object"}
+_CHANGES = (Act.BEGIN, Act.END, Act.UPDATE, Act.VERSION, Act.LORA, Act.CHECK)
+"""What changes weights: refused beside another change, and given up where an engine takes too long."""
 _ANSWERS = {
     Merge.PASS: Answer("What the engine says.", {}),
     Merge.NONE: Answer("Done; nothing to say.", None, ""),
@@ -53,7 +55,7 @@ def _operations(row: Row, routes: "_Control") -> list[Operation]:
             text=row.text,
             tag="control",
             answers={200: _ANSWERS.get(row.merge, Answer("Done by every engine.", _OBJECT))},
-            errors=[400, 401, 403, 404, 408, 413, 503],
+            errors=[400, 401, 403, 404, 408, 413, 503, *([409, 504] if row.act in _CHANGES else [])],
             request=request,
             request_required=not _may_be_empty(request),
             parameters=_PARAMETERS.get(row.path, ()),
