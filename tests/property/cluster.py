@@ -54,8 +54,9 @@ class Sample:
     """When the last chunk that left KV ended."""
     asked_tokens: int = 0
     found_tokens: int | None = None
+    asked_s: float = 0.0
     until_s: float = 0.0
-    """Of the look-up after that: what for, what it found, and for how long it is waited for."""
+    """Of the look-up after that: what for, what it found, when it was, and how long it is waited for."""
 
     @property
     def remaining_tokens(self) -> int:

@@ -49,7 +49,8 @@ class PoolModel:
         fresh = sample.held_tokens - sample.settled_tokens
         sample.lacks = sample.asked_tokens - tokens >= sample.last_on.spec.page_tokens
         if not sample.lacks:
-            self.costs.written(fresh, now_s - sample.ended_s)
+            at_once = now_s < sample.asked_s + ANSWER_S
+            self.costs.written(fresh, now_s - sample.ended_s, at_once)
             tokens = sample.held_tokens
         elif now_s > sample.until_s - 2 * ANSWER_S:
             self.costs.missed(fresh, now_s - sample.ended_s)
@@ -142,5 +143,5 @@ class PoolModel:
         left_s = sample.ended_s + self.latest_s(sample) - now_s
         longest_s = max(left_s, self.latest_s(sample), self.costs.compute.at(sample.held_tokens))
         assert 0 < patience_s <= longest_s + 1e-9
-        sample.asked_tokens = tokens
+        sample.asked_tokens, sample.asked_s = tokens, now_s
         sample.until_s = now_s + patience_s + (ANSWER_S if self.up else 0.0)

@@ -97,9 +97,16 @@ class Costs:
         self.compute.add(timing.computed_tokens, timing.prefill_s)
         self.load.add(timing.loaded_tokens, timing.load_s)
 
-    def written(self, tokens: int, waited_s: float) -> None:
-        """So many tokens were found in the pool so long after their chunk's end."""
+    def written(self, tokens: int, waited_s: float, at_once: bool = False) -> None:
+        """So many tokens were found in the pool so long after their chunk's end.
+
+        Args:
+            at_once: they were there when somebody asked, which tells only that it took no longer. Else
+                those who ask late would make writing look long, and be made to ask later still.
+        """
         self._answered(1.0)
+        if at_once and self.write.count:
+            waited_s = min(waited_s, self.write.at(tokens))
         self.write.add(tokens, waited_s)
 
     def missed(self, tokens: int, waited_s: float) -> None:

@@ -62,7 +62,8 @@ class Moves:
             return False
         fresh_tokens = request.held_tokens - request.settled_tokens
         if tokens > request.asked_tokens - engine.spec.page_tokens:
-            self.costs.written(fresh_tokens, now_s - request.ended_s)
+            at_once = now_s < request.asked_s + ANSWER_S
+            self.costs.written(fresh_tokens, now_s - request.ended_s, at_once)
             tokens = request.held_tokens
             request.lacks = False
         else:
@@ -115,7 +116,7 @@ class Moves:
         """
         if request.asked_tokens:
             return []
-        request.asked_tokens = request.held_tokens - 1
+        request.asked_tokens, request.asked_s = request.held_tokens - 1, now_s
         request.until_s = until_s + ANSWER_S if self.up else until_s
         return [LookUp(request.request_id, request.asked_tokens, until_s - now_s)]
 

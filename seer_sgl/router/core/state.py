@@ -170,6 +170,8 @@ class Request:
     """A look-up has missed some of it since it was computed: it may never come to be there."""
     asked_tokens: int = 0
     """How much of its prefix a look-up asked for since then; 0 where none did."""
+    asked_s: float = 0.0
+    """When."""
     found_tokens: int | None = None
     """What that look-up found; None while there is no answer."""
     until_s: float = 0.0

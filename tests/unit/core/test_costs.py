@@ -90,6 +90,27 @@ def test_the_latest_answer_is_some_deviations_late() -> None:
     assert costs.latest_s(1_000) == pytest.approx(0.2 + DEVIATIONS * 0.1, abs=0.05)
 
 
+def test_what_is_found_at_once_tells_only_that_it_took_no_longer() -> None:
+    costs = Costs()
+    costs.written(1_000, 0.3, at_once=True)
+    assert costs.write.at(1_000) == 0.3, "better than nothing"
+    costs.written(1_000, 5.0, at_once=True)
+    assert costs.write.at(1_000) == pytest.approx(0.3)
+    costs.written(1_000, 0.1, at_once=True)
+    assert costs.write.at(1_000) < 0.3
+
+
+def test_whoever_asks_late_does_not_make_writing_look_long() -> None:
+    """Somebody asks at any time, but for when it should be there anyway."""
+    costs, random = Costs(), Random(5)
+    costs.written(1_000, 0.3)
+    for _ in range(1_000):
+        waited_s = random.uniform(0.02, 10.0)
+        if waited_s < costs.latest_s(1_000):
+            costs.written(1_000, waited_s, at_once=True)
+    assert costs.latest_s(1_000) < 0.4
+
+
 def test_waiting_pays_less_the_more_often_it_was_in_vain() -> None:
     costs = Costs()
     assert costs.wait_pays(0.4, 9.0, 0.5)

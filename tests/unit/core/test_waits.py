@@ -159,6 +159,16 @@ def test_an_answer_tells_what_is_there(move: Move) -> None:
     assert move.plan(110.2) == (2_600, 0.0)
 
 
+@pytest.mark.parametrize(("answered_s", "taken_s"), [(103.02, 1.0), (104.5, 4.5)])
+def test_an_answer_at_once_does_not_tell_how_long_it_took(
+    move: Move, answered_s: float, taken_s: float
+) -> None:
+    move.moves.costs.written(2_000, 1.0)
+    move.ask(105.0, 103.0)
+    assert move.moves.found(move.request, 2_000, answered_s)
+    assert move.moves.costs.write.at(2_000) == pytest.approx((1.0 + taken_s) / 2)
+
+
 def test_what_a_look_up_missed_is_not_taken_for_written_later(move: Move) -> None:
     move.ask(100.5, END_S)
     move.moves.found(move.request, 1_200, 100.5)
