@@ -118,8 +118,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
     args = _arguments(argv)
-    # Before Mooncake is loaded: its calls must end, and it tells every start at length.
-    os.environ.update({"GLOG_minloglevel": "2", **client_bounds(os.environ)})
+    os.environ.update(client_bounds(os.environ))  # Mooncake reads them where it is loaded
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stopped: list[int] = []
 
