@@ -29,6 +29,9 @@ from bench.mock_answers import (
     piece,
 )
 
+DONE = {"success": True, "message": "", "text": ["", ""]}
+"""The answer to any other POST: control calls, and ids of several chunks to be turned into text."""
+
 
 class Mock:
     """What the connections of one port share."""
@@ -82,7 +85,7 @@ class _Connection(asyncio.Protocol):
                 self._mock.abort(decode_ask(body).rid or "")
                 self._transport.write(http_answer(200, b""))
             elif method == "POST":
-                self._transport.write(json_answer({"success": True, "message": ""}))
+                self._transport.write(json_answer(DONE))
             else:
                 self._transport.write(self._mock.get(target.partition("?")[0]))
 
