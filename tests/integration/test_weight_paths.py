@@ -1,6 +1,7 @@
 """All the ways that weights come to real servers, and what is refused on each of them."""
 
 import base64
+import importlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     options += ["--no-speculate", "--update-timeout-s", str(UPDATE_TIMEOUT_S), "--", *LORA_FLAGS]
     cluster = start_cluster(folder, *options)
     try:
+        importlib.import_module("sglang.srt.utils")  # takes long, as the servers do
         cluster.wait_for_engines(2)
         with httpx.Client(base_url=cluster.url, timeout=120) as http:
             texts = post(http, "/tokenize", prompt=prompts(COUNT, seed=6))["tokens"]
@@ -107,6 +109,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     finally:
         cluster.process.kill()
         cluster.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def going_on(served: Served) -> Iterator[None]:
+    """Whatever a test has come to, the next one does not find a pause."""
+    yield
+    post(served.http, "/continue_generation")
 
 
 # ---- from memory, to each engine at its own port ----

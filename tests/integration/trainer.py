@@ -14,10 +14,12 @@ WORLD = 3
 """The trainer and two engines of one rank each."""
 BUCKET = "flattened_bucket"
 Weights = Mapping[str, torch.Tensor]
+_shared: list[Any] = []
+"""What was serialized: its memory goes when it goes."""
 
 
 def serialized(weights: Weights, load_format: str | None = None) -> str:
-    """As SGLang's trainers do it. The memory itself stays here, and has to until it was read."""
+    """As SGLang's trainers do it. The memory itself stays here."""
     from sglang.srt.utils import MultiprocessingSerializer
     from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
 
@@ -27,6 +29,7 @@ def serialized(weights: Weights, load_format: str | None = None) -> str:
     if load_format == "flattened_bucket":
         bucket = FlattenedTensorBucket(named_tensors=content)
         content = {"flattened_tensor": bucket.get_flattened_tensor(), "metadata": bucket.get_metadata()}
+    _shared.append(content)
     told: str = MultiprocessingSerializer.serialize(content, output_str=True)
     return told
 
