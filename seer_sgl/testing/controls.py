@@ -4,6 +4,7 @@ A new answer is a function in `ANSWERS`: it takes the server's state and the cal
 """
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,8 @@ class FakeState:
     waiting: dict[str, None] = field(default_factory=dict)
     """rids that wait for the end of a pause."""
     weight_version: str = "default"
+    weights: bytes = b""
+    """What stands for them: the last update's body, less its version."""
     updating: bool = False
     """Between `/begin_weight_update` and `/end_weight_update`."""
     groups: set[str] = field(default_factory=set)
@@ -145,6 +148,7 @@ def _update(state: FakeState, asked: Asked) -> Any:
     body = asked.json()
     aborted = state.abort_all() if body.get("abort_all_requests") else 0
     state.weight_version = body.get("weight_version") or state.weight_version
+    state.weights = msgspec.json.encode({k: v for k, v in body.items() if k != "weight_version"})
     answer = {"success": True, "message": "Succeeded to update model weights."}
     return {**answer, "num_paused_requests": aborted} if asked.path.endswith("disk") else answer
 
@@ -232,6 +236,13 @@ def _detokenize(state: FakeState, asked: Asked) -> Any:
     return {"text": ["".join(map(piece, ids)) for ids in asked.json()["tokens"]]}
 
 
+def _check(state: FakeState, asked: Asked) -> Any:
+    answer = {"success": True, "message": "Success."}
+    if asked.json().get("action", "checksum") != "checksum":
+        return answer
+    return {**answer, "per_engine_checksum": f"{zlib.crc32(state.weights):08x}"}
+
+
 def _nothing(state: FakeState, asked: Asked) -> Any:
     return Reply(200, None)
 
@@ -258,6 +269,7 @@ ANSWERS: dict[str, Callable[[FakeState, Asked], Any]] = {
     "/update_weights_from_disk": _update,
     "/update_weights_from_ipc": _update,
     "/update_weight_version": _new_version,
+    "/weights_checker": _check,
     "/release_memory_occupation": _nothing,
     "/resume_memory_occupation": _nothing,
     "/v1/loads": _loads,

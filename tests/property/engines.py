@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Container
 from typing import Any, Protocol
 
 import msgspec
@@ -16,7 +17,7 @@ from seer_sgl.router.messages import (
     StopCall,
     StopChunk,
 )
-from seer_sgl.types import EngineId, EngineSpec
+from seer_sgl.types import ChunkId, EngineId, EngineSpec
 
 TOKEN_S, CALL_S, HANG_S = 0.02, 0.01, 1.5
 UPDATES = ("/update_weights_from_disk", "/update_weights_from_distributed")
@@ -152,11 +153,10 @@ class Engine:
         while not self._going.is_set() and chunk_id not in self._stopped:  # noqa: ASYNC110
             await asyncio.sleep(TOKEN_S)
 
-    @property
-    def generates(self) -> bool:
-        """Whether a chunk makes tokens here now."""
+    def works_for(self, chunks: Container[ChunkId]) -> bool:
+        """Whether it makes tokens now for one of these chunks."""
         running = [chunk for chunk in self._chunks if chunk not in self._stopped]
-        return self.alive and bool(running) and self._going.is_set()
+        return self._going.is_set() and any(ChunkId(chunk) in chunks for chunk in running)
 
     # ---- calls ----
 
@@ -181,10 +181,8 @@ class Engine:
                 self._going.set()
             case "/abort_request":
                 self._stopped |= set(self._chunks)
-            case "/model_info":
-                return 200, {"weight_version": self.version}
-            case "/detokenize":
-                return 200, {"text": ["".join(f"<{t}>" for t in ids) for ids in body["tokens"]]}
+            case "/model_info" | "/weights_checker" | "/detokenize":
+                return 200, self._told(path, body)
             case "/begin_weight_update" | "/end_weight_update":
                 return self._bracket(path) or good
             case "/flush_cache":
@@ -196,6 +194,13 @@ class Engine:
                 async with self._updating:
                     return await self._changed(path, body) or good
         return good
+
+    def _told(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/model_info":
+            return {"weight_version": self.version}
+        if path == "/weights_checker":
+            return {"success": True, "message": "", "per_engine_checksum": repr(self.content)}
+        return {"text": ["".join(f"<{token}>" for token in ids) for ids in body["tokens"]]}
 
     def _bracket(self, path: str) -> tuple[int, Any] | None:
         begins = path == "/begin_weight_update"

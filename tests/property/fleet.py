@@ -19,7 +19,7 @@ from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.messages import CallAnswered, ChunkAnswered, ChunkBroke, Leave, Register, RunChunk
 from seer_sgl.router.requests import parse_generate
 from seer_sgl.router.roster import Roster
-from seer_sgl.types import EngineId
+from seer_sgl.types import ChunkId, EngineId
 from tests.property.engines import Engine, Weights
 
 TIMEOUT_S, SILENCE_S, RESTART_S = 1.0, 0.3, 0.1
@@ -169,8 +169,7 @@ class Fleet:
         return await self.plane.perform(path, "POST", msgspec.json.encode(body or {}), "", engine)
 
     def new_token(self, rid: str, engine: Engine) -> int:
-        if self.dispatcher.roster.members.get(engine.name) is not None:
-            self.judge_step(engine)
+        self._judge_step(engine, rid)
         token = 10 + next(self.serial)
         self.truth[token] = Token(rid.rpartition(".")[0], engine.version, engine.weights)
         return token
@@ -194,10 +193,17 @@ class Fleet:
         """KV comes into being under a salt."""
         self._judge_salt("prefilled", message, engine)
 
-    def judge_step(self, engine: Engine) -> None:
-        """A token is about to be made."""
+    def _judge_step(self, engine: Engine, rid: str) -> None:
+        """A token is about to be made, for a chunk that the router has not given up."""
+        if ChunkId(int(rid.rpartition(".")[2])) not in self.core.chunks:
+            return
         if engine.doubtful:
             self.wrong.append(f"{engine.name} makes tokens with a mixture")
+        for other in self.serving():
+            if other.works_for(self.core.chunks) and other.content != engine.content:
+                self.wrong.append(
+                    f"{engine.name} goes on with {engine.content}, {other.name} with others"
+                )
 
     def _judge_salt(self, when: str, message: RunChunk, engine: Engine) -> None:
         salt = message.body.get("cache_salt")

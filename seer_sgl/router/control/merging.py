@@ -134,7 +134,7 @@ def success(replies: Replies) -> Reply:
     return json_reply(merged)
 
 
-_COMPARED = ("per_engine_checksum", "checksum")
+COMPARED = ("per_engine_checksum", "checksum")
 
 
 def same(replies: Replies) -> Reply:
@@ -143,7 +143,7 @@ def same(replies: Replies) -> Reply:
     if refusing is not None:
         return refusing
     bodies = {engine: reply.json() for engine, reply in replies.items()}
-    for key in _COMPARED:
+    for key in COMPARED:
         found = {e: body[key] for e, body in bodies.items() if isinstance(body, dict) and key in body}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{engine}: {value}" for engine, value in found.items())

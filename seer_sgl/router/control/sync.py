@@ -17,9 +17,27 @@ _REMEMBERED = 512
 """Updates that an engine that is behind may still catch up with."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """An engine that was out of step, and may have all weights after a series.
+
+    Args:
+        mark: what it has, as long as nothing else happens to it.
+        key: of the weights of the series.
+        clean: it has taken all of the series, as far as one can know.
+    """
+
+    engine: EngineId
+    mark: int
+    key: Key
+    clean: bool
+
+
 @dataclass(slots=True)
 class _Series:
     number: int
+    in_step: bool
+    """The engine had what was wanted when the series began."""
     version: str = ""
     loaded: bool = False
     broken: bool = False
@@ -53,6 +71,9 @@ class Sync:
       end without a failure. A series lasts from `begin_weight_update` to `end_weight_update`, or else
       from a pause to its end. A whole set under a key that an engine has had before is a new one.
 
+    That a series holds all weights is believed of engines that were in step before; others have to prove
+    that they have the same.
+
     Adapters have marks of their own, by name.
     """
 
@@ -66,7 +87,11 @@ class Sync:
         self._whole: dict[Key, int] = {}
         self._adapters: dict[Key, int] = {}
         self._series = 0
+        self._wanted_before = 0
+        """What was wanted when the last series began on the first of its engines."""
         self._in_series: set[EngineId] = set()
+        self._not_parts_alone: set[int] = set()
+        """Series in which some engine got a whole set at once: parts are a change to that."""
 
     # ---- engines ----
 
@@ -100,29 +125,63 @@ class Sync:
         fresh = {e for e in engines if e in self._known and self._known[e].series is None}
         if fresh & self._in_series or (fresh and not self._series):
             self._series += 1
+            self._wanted_before = self._wanted
             self._in_series.clear()
+            going_on = {known.series.number for known in self._known.values() if known.series}
+            self._not_parts_alone &= going_on
         self._in_series |= fresh
         for engine in fresh:
-            self._known[engine].series = _Series(self._series)
+            known = self._known[engine]
+            in_step = known.mark == self._wanted_before and not known.doubt
+            known.series = _Series(self._series, in_step)
 
-    def series_ends(self, engines: Iterable[EngineId]) -> list[EngineId]:
-        """What was loaded between its beginning and now is a whole set of weights. Returns those that
-        have it."""
+    def series_ends(self, engines: Iterable[EngineId]) -> list[Unproven]:
+        """What was loaded between its beginning and now is a whole set of weights, as far as one can
+        know: engines that were in step before have it. Returns the others that may have it, too: a
+        series may have been meant as a change to what only the former had.
+        """
         whole: dict[EngineId, _Series] = {}
+        unproven: list[Unproven] = []
         for engine in engines:
             known = self._known.get(engine)
             if known is None or (series := known.series) is None:
                 continue
             known.series = None
+            key = ("version", series.version) if series.version else ("series", str(series.number))
             if series.loaded and series.refused:
                 known.doubt = known.doubt or HALF
-            elif series.loaded and not series.broken:
+            elif series.number in self._not_parts_alone:
+                if series.loaded and known.mark != self._wanted:
+                    unproven.append(Unproven(engine, known.mark, key, False))
+            elif series.loaded and series.in_step and not series.broken:
                 whole[engine] = series
+            elif series.loaded:
+                unproven.append(Unproven(engine, known.mark, key, not series.broken))
         if whole:
             last = max(whole.values(), key=lambda series: series.number)
             unnamed = ("series", str(last.number))
             self._replaced(list(whole), ("version", last.version) if last.version else unnamed)
-        return list(whole)
+        return unproven
+
+    def loaded_in_series(self, engines: Iterable[EngineId]) -> list[EngineId]:
+        """Those of them that have loaded something in a series that goes on."""
+        known = ((engine, self._known.get(engine)) for engine in engines)
+        return [engine for engine, found in known if found and found.series and found.series.loaded]
+
+    def engines(self) -> list[EngineId]:
+        """All that are here."""
+        return list(self._known)
+
+    def is_still(self, unproven: Unproven) -> bool:
+        """Whether nothing has happened to it since."""
+        known = self._known.get(unproven.engine)
+        return known is not None and known.mark == unproven.mark and bool(self._reason(known))
+
+    def proven(self, engines: Iterable[EngineId]) -> None:
+        """These have the weights of one that is in step."""
+        for engine in engines:
+            known = self._known[engine]
+            known.mark, known.late, known.doubt = self._wanted, False, ""
 
     # ---- changes ----
 
@@ -131,7 +190,8 @@ class Sync:
         here = [engine for engine in engines if engine in self._known]
         for engine in here:
             if (series := self._known[engine].series) is not None:
-                self._known[engine].series = _Series(series.number)
+                self._known[engine].series = _Series(series.number, series.in_step)
+                self._not_parts_alone.add(series.number)
         if here:
             self._replaced(here, key)
 

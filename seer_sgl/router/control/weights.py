@@ -16,6 +16,7 @@ from seer_sgl.router.control.late import CatchingUp
 from seer_sgl.router.control.making import Making
 from seer_sgl.router.control.merging import Reply, json_reply
 from seer_sgl.router.control.outcome import NOT_BEGUN, Outcome
+from seer_sgl.router.control.proof import Proof
 from seer_sgl.router.control.recipe import Repeated
 from seer_sgl.router.control.results import Results
 from seer_sgl.router.control.table import Row
@@ -50,6 +51,7 @@ class Weights:
         self._unflushed: set[EngineId] = set()
         """Engines that were told to keep their KV in a change."""
         self._catching_up = CatchingUp(making)
+        self._proof = Proof(making)
 
     # ---- engines come and go ----
 
@@ -79,10 +81,11 @@ class Weights:
 
     async def continues(self, engines: list[EngineId]) -> None:
         """These are about to go on: what is out of step must not, and old KV is not needed any more."""
-        whole = self._sync.series_ends(engines)
-        if any(map(self._sync.has_wanted_weights, whole)):
+        loaded = self._sync.loaded_in_series(engines)
+        await self._proof.of(self._sync.series_ends(engines))
+        if any(map(self._sync.has_wanted_weights, loaded)):
             self.making.recipe.replaced(None)
-        await self.making.align(engines)
+        await self.making.align(self._sync.engines())
         self._quarantine.put_out(engines)
         await self._flush(engines)
         await self._quarantine.quiet()
@@ -125,7 +128,7 @@ class Weights:
                 took = results.of(Outcome.TOOK)
                 # Weights may have come by themselves between begin and end.
                 self._sync.part(took, ("end",), loads=False)
-                self._sync.series_ends(took)
+                await self._proof.of(self._sync.series_ends(took))
                 if results.changed:
                     making.recipe.replaced(None)
                 await making.settle(results, END)
@@ -157,6 +160,7 @@ class Weights:
                 results = await making.ask(engines, change.path, change.body)
             await making.verify(results, change.version)
             self._note(change, results)
+            await self._proof.of()
             await making.settle(results, change.path)
             if not (self._holds.any(PAUSED) or self._holds.any(OPENED)):
                 await self._flush(results.of(Outcome.TOOK))

@@ -146,8 +146,13 @@ def test_a_late_one_comes_back_with_a_series_that_it_saw_whole() -> None:
     for _ in range(3):
         sync.part(ALL, PART)
     assert out(sync) == {C}, "the series goes on"
-    sync.series_ends(ALL)
+    (unproven,) = sync.series_ends(ALL)
+    assert (unproven.engine, unproven.clean) == (C, True)
+    assert out(sync) == {C}, "it may have been meant as a change to what only the others had"
+    assert sync.is_still(unproven)
+    sync.proven([C])
     assert out(sync) == set()
+    assert not sync.is_still(unproven)
 
 
 def test_a_series_that_began_without_it_does_not_bring_it_back() -> None:
@@ -203,7 +208,7 @@ def test_doubt_in_a_series_outlasts_it() -> None:
     sync.part(ALL, PART)
     sync.doubted(B, "it hung")
     sync.part(ALL, PART)
-    sync.series_ends(ALL)
+    assert [(each.engine, each.clean) for each in sync.series_ends(ALL)] == [(B, False)]
     assert sync.out_of_step() == {B: "it hung"}
 
 
@@ -216,6 +221,15 @@ def test_a_whole_set_in_a_series_ends_all_doubt() -> None:
     assert out(sync) == set()
 
 
+def test_parts_after_a_whole_set_are_a_change_to_that() -> None:
+    sync = three()
+    sync.series_begins(ALL)
+    sync.whole([A, B], DISK)
+    sync.part(ALL, PART)
+    sync.series_ends(ALL)
+    assert sync.out_of_step() == {C: BEHIND}
+
+
 def test_a_begin_inside_a_pause_is_the_same_series() -> None:
     sync = three()
     sync.whole(ALL, DISK)
@@ -223,8 +237,7 @@ def test_a_begin_inside_a_pause_is_the_same_series() -> None:
     sync.series_begins(ALL)
     sync.part(ALL, PART)
     sync.series_begins(ALL)
-    sync.series_ends(ALL)
-    assert out(sync) == set()
+    assert [unproven.engine for unproven in sync.series_ends(ALL)] == [C]
 
 
 @pytest.mark.parametrize("key", [PART, SEVEN])

@@ -1,0 +1,64 @@
+"""Lets engines back that have got all weights by a series, as their checksums show."""
+
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from seer_sgl.errors import SeerError
+from seer_sgl.router.control.making import Making
+from seer_sgl.router.control.merging import COMPARED, Reply
+from seer_sgl.router.control.sync import Unproven
+from seer_sgl.types import EngineId
+
+log = logging.getLogger(__name__)
+
+CHECKER = "/weights_checker"
+_ASK = b'{"action":"checksum"}'
+
+
+class Proof:
+    """Compares weights. One that differs is looked at again after the next change: it may be ahead."""
+
+    def __init__(self, making: Making) -> None:
+        self._making = making
+        self._unproven: dict[EngineId, Unproven] = {}
+
+    async def of(self, more: Iterable[Unproven] = ()) -> None:
+        """Let those be in step that have the weights of one that is; where none is, those that have all
+        taken a series, and have the same."""
+        making, sync = self._making, self._making.sync
+        self._unproven |= {each.engine: each for each in more}
+        self._unproven = {e: each for e, each in self._unproven.items() if sync.is_still(each)}
+        if not self._unproven:
+            return
+        out = sync.out_of_step()
+        models = [engine for engine in making.roster.members if engine not in out][:1]
+        sums = await self._sums([*models, *self._unproven])
+        left = {e: each for e, each in self._unproven.items() if e in sums and sync.is_still(each)}
+        if models:
+            model = sums.get(models[0])
+            same = [engine for engine in left if model is not None and sums[engine] == model]
+            if models[0] not in sync.out_of_step():
+                sync.proven(same)
+        else:
+            clean = [engine for engine, each in left.items() if each.clean and sums[engine]]
+            found = [sums[engine] for engine in clean]
+            same = [engine for engine in clean if sums[engine] == max(found, key=found.count)]
+            if same:
+                sync.whole(same, left[same[0]].key)
+        for engine in left.keys() - set(same):
+            log.warning("engine %s has other weights than %s", engine, models or same or "any other")
+
+    async def _sums(self, engines: list[EngineId]) -> dict[EngineId, str | None]:
+        with contextlib.suppress(SeerError):
+            timeout_s = self._making.timeout_s
+            asked = self._making.engines.ask(engines, "POST", CHECKER, _ASK, timeout_s=timeout_s)
+            return {engine: _sum(reply) for engine, reply in (await asked).items()}
+        return {}
+
+
+def _sum(reply: Reply) -> str | None:
+    body = reply.json() if reply.good else None
+    if not isinstance(body, dict):
+        return None
+    return next((str(body[key]) for key in COMPARED if body.get(key)), None)
