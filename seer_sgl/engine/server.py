@@ -1,6 +1,7 @@
 """One SGLang server of our own: started, proved, watched and stopped."""
 
 import asyncio
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class LaunchedServer:
         self._on_cpu = on_cpu
         argv = server_argv(config, port, on_cpu)
         self._child = Child(f"SGLang server {config.name}", argv, log_dir / f"{config.name}.log")
+        self._counts = (log_dir / f"{config.name}.metrics").absolute()
 
     async def start(self) -> EngineInfo:
         """Start it and wait until it has generated a token with our plugin active.
@@ -61,7 +63,11 @@ class LaunchedServer:
         Raises:
             ChildFailedError: it ended, was not ready in time, or runs without the plugin.
         """
-        await self._child.start(server_environment(self._config))
+        shutil.rmtree(self._counts, ignore_errors=True)
+        self._counts.mkdir(parents=True)
+        # Its processes count into files; where nobody says where, a killed server leaves them in /tmp.
+        counting = {"PROMETHEUS_MULTIPROC_DIR": str(self._counts)}
+        await self._child.start(server_environment(self._config) | counting)
         try:
             async with asyncio.timeout(self._config.start_timeout_s):
                 await self._wait_healthy()
@@ -95,3 +101,4 @@ class LaunchedServer:
         """Kill it. It has nothing to save, and asked politely it takes seconds to log a crash."""
         await self.client.close()
         await self._child.stop()
+        shutil.rmtree(self._counts, ignore_errors=True)
