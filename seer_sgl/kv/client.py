@@ -5,6 +5,7 @@ milliseconds, against one that hangs only after the library's own timeouts.
 """
 
 import logging
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ KEYS_AT_ONCE = 1000
 """A call of so many takes some 2 ms."""
 LOCAL_BUFFER_BYTES = 1 << 20
 METRICS_TIMEOUT_S = 0.5
+CONNECT_TIMEOUT_S = 1.0
 _REMOVED = {0: Outcome.REMOVED, -704: Outcome.ABSENT, -706: Outcome.LEASED}
 """Mooncake's codes: done, not there, leased (0.3.13)."""
 
@@ -65,6 +67,7 @@ class StoreClient:
                 "Install seer-sgl[cpu] or seer-sgl[cuda]; `seer-sgl join` names missing system packages."
             ) from None
         self._address = address
+        _check_that_it_listens(address.master)
         self._store: Any = MooncakeDistributedStore()
         code = self._store.setup(
             address.local_host,
@@ -128,6 +131,19 @@ class StoreClient:
                 f"cannot {what} {len(codes)} objects in the KV pool of {self._address.master}: "
                 f"Mooncake's code {bad[0]}"
             )
+
+
+def _check_that_it_listens(master: str) -> None:
+    """Where that can be told. Mooncake itself tries for a minute and a half."""
+    host, _, port = master.rpartition(":")
+    if "://" in master or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise PoolUnreachable(
+            f"cannot reach the KV pool's master at {master}: {error}. Is it running?"
+        ) from None
 
 
 def room(metrics: str) -> Room | None:
