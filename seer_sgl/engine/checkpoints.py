@@ -6,6 +6,7 @@ at one that lacks half of the tensors. So what does not fit has to be known befo
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,10 @@ SHAPING = (
     " qk_rope_head_dim v_head_dim first_k_dense_replace"
 ).split()
 """Fields of `config.json` that tensors follow; a running server takes none of them anew."""
-_MAY_LACK = ("lm_head.weight",)
+_TIED = ("lm_head.weight",)
 """Tied to the embedding, it is written by some and not by others."""
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+"""Layers behind the last one predict further tokens; trainers leave them out, and SGLang does without."""
 _SKIPPED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Computed, not learned: in a checkpoint they mean nothing."""
 
@@ -213,10 +216,11 @@ def misfit(served: Checkpoint, new: Checkpoint) -> str:
     for name, stored in new.tensors.items():
         if reason := other_shape(served, name, stored.shape):
             return f"{new.folder / stored.file}: {reason}{remedy}"
-    lacks = [name for name in served.tensors if name not in new.tensors and not _may_lack(name)]
+    layers = served.config.get("num_hidden_layers")
+    lacks = [n for n in served.tensors if n not in new.tensors and not _may_lack(n, layers)]
     if lacks:
         return f"{new.folder} lacks {_some(lacks)}, which {served.folder} has{remedy}"
-    more = [name for name in new.tensors if name not in served.tensors and not _may_lack(name)]
+    more = [n for n in new.tensors if n not in served.tensors and not _may_lack(n, layers)]
     return f"{new.folder} has {_some(more)}, which {served.folder} has not{remedy}" if more else ""
 
 
@@ -251,8 +255,11 @@ def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[Any, A
     return [(old, new, ""), *inner]
 
 
-def _may_lack(name: str) -> bool:
-    return name in _MAY_LACK or name.endswith(_SKIPPED)
+def _may_lack(name: str, layers: Any) -> bool:
+    """Whether a checkpoint is whole with or without it."""
+    layer = _LAYER.search(name)
+    predicts_more = layer is not None and isinstance(layers, int) and int(layer[1]) >= layers
+    return predicts_more or name.startswith("mtp.") or name in _TIED or name.endswith(_SKIPPED)
 
 
 def _numbers(shape: Shape) -> int:

@@ -112,10 +112,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(autouse=True)
-def going_on(served: Served) -> Iterator[None]:
-    """Whatever a test has come to, the next one does not find a pause."""
-    yield
+def afresh(served: Served) -> None:
+    """Whatever the test before has come to: no pause, and the first set of weights everywhere."""
     post(served.http, "/continue_generation")
+    served.disk(0)
 
 
 # ---- from memory, to each engine at its own port ----
@@ -125,7 +125,6 @@ def going_on(served: Served) -> Iterator[None]:
 def test_weights_from_memory_come_to_each_engine_at_its_port(
     served: Served, load_format: str | None
 ) -> None:
-    served.disk(0)
     served.ask()
     refused = served.http.post(
         "/update_weights_from_tensor", json={"serialized_named_tensors": [serialized({})]}
@@ -153,7 +152,6 @@ def halves(weights: Weights) -> Sequence[Weights]:
 
 def test_weights_come_over_one_group_of_the_trainer_and_all_engines(served: Served) -> None:
     with Trainer(served.http, f"group-{served.version}") as trainer:
-        served.disk(0)
         served.ask()
         # As trainers do that know nothing of SGLang's sessions.
         post(served.http, "/pause_generation", mode="abort")
@@ -318,7 +316,7 @@ def scheduler_of(cluster: Cluster, engine: dict[str, Any]) -> psutil.Process:
     return next(
         process
         for process in cluster.family()
-        if process.name().startswith("sglang::sched")
+        if "sglang::scheduler" in " ".join(process.cmdline())
         and any(port in parent.cmdline() for parent in process.parents())
     )
 

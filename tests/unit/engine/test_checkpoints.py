@@ -138,6 +138,19 @@ def test_other_types_and_what_means_nothing_fit(tmp_path: Path) -> None:
     assert change(tmp_path, config={**CONFIG, "torch_dtype": "float16", "rope_theta": 7}) == ""
 
 
+def test_layers_that_predict_further_tokens_may_lack_or_come(tmp_path: Path) -> None:
+    config = {**CONFIG, "num_hidden_layers": 2}
+    more = {**SHAPES, "model.layers.2.eh_proj.weight": (4,), "mtp.fc.weight": (4,)}
+    old = read_checkpoint(write_checkpoint(tmp_path / "old", more, config))
+    new = read_checkpoint(write_checkpoint(tmp_path / "new", SHAPES, config))
+    assert misfit(old, new) == ""
+    assert misfit(new, old) == ""
+    last = {**SHAPES, "model.layers.1.w": (1,)}
+    other = read_checkpoint(write_checkpoint(tmp_path / "other", last, config))
+    assert "has model.layers.1.w" in misfit(new, other)
+    assert "lacks model.layers.1.w" in misfit(other, new)
+
+
 def test_what_does_not_fit_is_named_with_both_sides(tmp_path: Path) -> None:
     said = change(tmp_path, {**SHAPES, "model.norm.weight": (5,)})
     assert f"{tmp_path}/new/model.safetensors: tensor model.norm.weight has shape [5]" in said
