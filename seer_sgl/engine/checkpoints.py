@@ -36,7 +36,7 @@ SHAPING = (
 _TIED = ("lm_head.weight",)
 """Tied to the embedding, it is written by some and not by others."""
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-"""Layers behind the last one predict further tokens; trainers leave them out, and SGLang does without."""
+"""Layers behind the last one predict further tokens; trainers leave them out, SGLang does without."""
 _SKIPPED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Computed, not learned: in a checkpoint they mean nothing."""
 
@@ -216,11 +216,11 @@ def misfit(served: Checkpoint, new: Checkpoint) -> str:
     for name, stored in new.tensors.items():
         if reason := other_shape(served, name, stored.shape):
             return f"{new.folder / stored.file}: {reason}{remedy}"
-    layers = served.config.get("num_hidden_layers")
-    lacks = [n for n in served.tensors if n not in new.tensors and not _may_lack(n, layers)]
+    config = served.config
+    lacks = [n for n in served.tensors if n not in new.tensors and not _may_lack(n, config)]
     if lacks:
         return f"{new.folder} lacks {_some(lacks)}, which {served.folder} has{remedy}"
-    more = [n for n in new.tensors if n not in served.tensors and not _may_lack(n, layers)]
+    more = [n for n in new.tensors if n not in served.tensors and not _may_lack(n, config)]
     return f"{new.folder} has {_some(more)}, which {served.folder} has not{remedy}" if more else ""
 
 
@@ -255,11 +255,13 @@ def _levels(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[Any, A
     return [(old, new, ""), *inner]
 
 
-def _may_lack(name: str, layers: Any) -> bool:
+def _may_lack(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is whole with or without it."""
-    layer = _LAYER.search(name)
+    if name in _TIED:
+        return bool(config.get("tie_word_embeddings", True))
+    layer, layers = _LAYER.search(name), config.get("num_hidden_layers")
     predicts_more = layer is not None and isinstance(layers, int) and int(layer[1]) >= layers
-    return predicts_more or name.startswith("mtp.") or name in _TIED or name.endswith(_SKIPPED)
+    return predicts_more or name.startswith("mtp.") or name.endswith(_SKIPPED)
 
 
 def _numbers(shape: Shape) -> int:

@@ -138,6 +138,16 @@ def test_other_types_and_what_means_nothing_fit(tmp_path: Path) -> None:
     assert change(tmp_path, config={**CONFIG, "torch_dtype": "float16", "rope_theta": 7}) == ""
 
 
+@pytest.mark.parametrize(("tied", "said"), [(True, ""), (False, "lacks lm_head.weight")])
+def test_a_head_of_its_own_may_not_lack(tmp_path: Path, tied: bool, said: str) -> None:
+    config = {**CONFIG, "tie_word_embeddings": tied}
+    more = {**SHAPES, "lm_head.weight": (8, 4)}
+    old = read_checkpoint(write_checkpoint(tmp_path / "old", more, config))
+    new = read_checkpoint(write_checkpoint(tmp_path / "new", SHAPES, config))
+    assert said in misfit(old, new)
+    assert bool(misfit(old, new)) is not tied
+
+
 def test_layers_that_predict_further_tokens_may_lack_or_come(tmp_path: Path) -> None:
     config = {**CONFIG, "num_hidden_layers": 2}
     more = {**SHAPES, "model.layers.2.eh_proj.weight": (4,), "mtp.fc.weight": (4,)}
