@@ -42,8 +42,10 @@ from seer_sgl.types import ChunkId
 log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
 MAX_QUICK_ENDS = 3
-"""A server that ends this often without having served is given up."""
+"""A server that ends this often and has never served is given up. One that has served is tried for ever,
+as what it misses may come back: a pool without its master, for one."""
 
 
 class Server(Protocol):
@@ -82,21 +84,21 @@ class Agent:
             StartError: the router refused this engine.
             ChildFailedError: the server does not come up.
         """
-        quick_ends = 0
+        quick_ends, served = 0, False
         while True:
             server = self._make_server()
             try:
                 info = await server.start()
                 ended = await self._serve(server, info)
-                quick_ends = 0
+                quick_ends, served = 0, True
             except ChildFailedError as error:
                 ended, quick_ends = error, quick_ends + 1
-                if quick_ends >= MAX_QUICK_ENDS:
+                if quick_ends >= MAX_QUICK_ENDS and not served:
                     raise
             finally:
                 await server.stop()
             log.warning("%s\nstarting it again", ended)
-            await asyncio.sleep(RESTART_PAUSE_S)
+            await asyncio.sleep(min(RESTART_PAUSE_S * 2 ** min(quick_ends, 9), LONGEST_PAUSE_S))
 
     async def _serve(self, server: Server, info: EngineInfo) -> ChildFailedError:
         """Work for the router until the server ends."""
