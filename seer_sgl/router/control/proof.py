@@ -29,16 +29,18 @@ class Proof:
         making, sync = self._making, self._making.sync
         self._unproven |= {each.engine: each for each in more}
         self._unproven = {e: each for e, each in self._unproven.items() if sync.is_still(each)}
-        if not self._unproven:
-            return
         out = sync.out_of_step()
+        odd = {e: each for e, each in self._unproven.items() if not sync.has_wanted_weights(e)}
+        if not odd:
+            return
         models = [engine for engine in making.roster.members if engine not in out][:1]
-        sums = await self._sums([*models, *self._unproven])
-        left = {e: each for e, each in self._unproven.items() if e in sums and sync.is_still(each)}
+        wanted = sync.wanted
+        sums = await self._sums([*models, *odd])
+        left = {e: each for e, each in odd.items() if e in sums and sync.is_still(each)}
         if models:
             model = sums.get(models[0])
             same = [engine for engine in left if model is not None and sums[engine] == model]
-            if models[0] not in sync.out_of_step():
+            if sync.wanted == wanted and models[0] not in sync.out_of_step():
                 sync.proven(same)
         else:
             clean = [engine for engine, each in left.items() if each.clean and sums[engine]]

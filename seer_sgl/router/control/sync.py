@@ -19,25 +19,24 @@ _REMEMBERED = 512
 
 @dataclass(frozen=True, slots=True)
 class Unproven:
-    """An engine that was out of step, and may have all weights after a series.
+    """An engine that may have all weights after a series, if it is out of step otherwise.
 
     Args:
         mark: what it has, as long as nothing else happens to it.
+        doubt: what is held against it until then.
         key: of the weights of the series.
         clean: it has taken all of the series, as far as one can know.
     """
 
     engine: EngineId
     mark: int
+    doubt: str
     key: Key
     clean: bool
 
 
 @dataclass(slots=True)
 class _Series:
-    number: int
-    in_step: bool
-    """The engine had what was wanted when the series began."""
     version: str = ""
     loaded: bool = False
     broken: bool = False
@@ -66,13 +65,12 @@ class Sync:
     nobody knows what it has. Two engines come to the same mark in two ways:
 
     - by a part, from the same mark, under the same key: the parts of a series in their order;
-    - by a whole set of weights under the same key, from anywhere. That is one update of a kind that
-      replaces all weights, or a series of parts that an engine took part in from its beginning to its
-      end without a failure. A series lasts from `begin_weight_update` to `end_weight_update`, or else
-      from a pause to its end. A whole set under a key that an engine has had before is a new one.
+    - by a whole set of weights under the same key, from anywhere: one update of a kind that replaces all
+      weights. One under a key that an engine has had before is a new one.
 
-    That a series holds all weights is believed of engines that were in step before; others have to prove
-    that they have the same.
+    A series of parts that an engine took part in from its beginning to its end without a failure may be
+    a whole set, too. It lasts from `begin_weight_update` to `end_weight_update`, or else from a pause to
+    its end. Its engines come to one mark where they prove that they have the same.
 
     Adapters have marks of their own, by name.
     """
@@ -86,12 +84,6 @@ class Sync:
         self._next: dict[tuple[int, Key], int] = {}
         self._whole: dict[Key, int] = {}
         self._adapters: dict[Key, int] = {}
-        self._series = 0
-        self._wanted_before = 0
-        """What was wanted when the last series began on the first of its engines."""
-        self._in_series: set[EngineId] = set()
-        self._not_parts_alone: set[int] = set()
-        """Series in which some engine got a whole set at once: parts are a change to that."""
 
     # ---- engines ----
 
@@ -109,7 +101,6 @@ class Sync:
 
     def left(self, engine: EngineId) -> None:
         self._known.pop(engine, None)
-        self._in_series.discard(engine)
 
     def caught_up(self, engine: EngineId) -> None:
         """All that the others have had was repeated for it."""
@@ -122,45 +113,26 @@ class Sync:
 
     def series_begins(self, engines: Iterable[EngineId]) -> None:
         """A series of partial updates begins for these; one that has begun goes on."""
-        fresh = {e for e in engines if e in self._known and self._known[e].series is None}
-        if fresh & self._in_series or (fresh and not self._series):
-            self._series += 1
-            self._wanted_before = self._wanted
-            self._in_series.clear()
-            going_on = {known.series.number for known in self._known.values() if known.series}
-            self._not_parts_alone &= going_on
-        self._in_series |= fresh
-        for engine in fresh:
-            known = self._known[engine]
-            in_step = known.mark == self._wanted_before and not known.doubt
-            known.series = _Series(self._series, in_step)
+        for engine in engines:
+            known = self._known.get(engine)
+            if known is not None and known.series is None:
+                known.series = _Series()
 
     def series_ends(self, engines: Iterable[EngineId]) -> list[Unproven]:
-        """What was loaded between its beginning and now is a whole set of weights, as far as one can
-        know: engines that were in step before have it. Returns the others that may have it, too: a
-        series may have been meant as a change to what only the former had.
+        """Returns those that may have all weights now, if what was loaded since its beginning is a whole
+        set: it may also have been meant as a change to what only others had.
         """
-        whole: dict[EngineId, _Series] = {}
         unproven: list[Unproven] = []
         for engine in engines:
             known = self._known.get(engine)
             if known is None or (series := known.series) is None:
                 continue
             known.series = None
-            key = ("version", series.version) if series.version else ("series", str(series.number))
             if series.loaded and series.refused:
                 known.doubt = known.doubt or HALF
-            elif series.number in self._not_parts_alone:
-                if series.loaded and known.mark != self._wanted:
-                    unproven.append(Unproven(engine, known.mark, key, False))
-            elif series.loaded and series.in_step and not series.broken:
-                whole[engine] = series
             elif series.loaded:
-                unproven.append(Unproven(engine, known.mark, key, not series.broken))
-        if whole:
-            last = max(whole.values(), key=lambda series: series.number)
-            unnamed = ("series", str(last.number))
-            self._replaced(list(whole), ("version", last.version) if last.version else unnamed)
+                key = ("version", series.version) if series.version else ("series", "")
+                unproven.append(Unproven(engine, known.mark, known.doubt, key, not series.broken))
         return unproven
 
     def loaded_in_series(self, engines: Iterable[EngineId]) -> list[EngineId]:
@@ -175,7 +147,9 @@ class Sync:
     def is_still(self, unproven: Unproven) -> bool:
         """Whether nothing has happened to it since."""
         known = self._known.get(unproven.engine)
-        return known is not None and known.mark == unproven.mark and bool(self._reason(known))
+        if known is None:
+            return False
+        return (known.mark, known.doubt) == (unproven.mark, unproven.doubt)
 
     def proven(self, engines: Iterable[EngineId]) -> None:
         """These have the weights of one that is in step."""
@@ -189,9 +163,8 @@ class Sync:
         """These have taken a whole set of weights at once."""
         here = [engine for engine in engines if engine in self._known]
         for engine in here:
-            if (series := self._known[engine].series) is not None:
-                self._known[engine].series = _Series(series.number, series.in_step)
-                self._not_parts_alone.add(series.number)
+            if self._known[engine].series is not None:
+                self._known[engine].series = _Series()
         if here:
             self._replaced(here, key)
 
@@ -264,6 +237,11 @@ class Sync:
     def doubtful(self) -> dict[EngineId, str]:
         """Those of which nobody knows what they have, with the reason."""
         return {engine: known.doubt for engine, known in self._known.items() if known.doubt}
+
+    @property
+    def wanted(self) -> int:
+        """The mark of the weights that all should have."""
+        return self._wanted
 
     def has_wanted_weights(self, engine: EngineId) -> bool:
         """Whether it has the weights that it should have, whatever its adapters are."""

@@ -207,3 +207,61 @@ def test_an_engine_that_comes_in_the_middle_of_an_update_gets_it(moment: str) ->
             await work
 
     run(scenario())
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_series_brings_back_whom_its_checksum_shows_to_have_all(equal: bool) -> None:
+    async def scenario() -> None:
+        a, b = pair()
+        async with cluster(a, b) as it:
+            b.script["/update_weights_from_disk"] = FAILED
+            assert (await post(it, "/update_weights_from_disk", DISK)).status_code == 400
+            if not equal:  # what comes next is a change to what only `a` has
+                b.script["/weights_checker"] = {"success": True, "per_engine_checksum": "other"}
+            for path, body in (
+                ("/pause_generation", {}),
+                (SESSION[1], BUCKET),
+                ("/continue_generation", {}),
+            ):
+                assert (await post(it, path, body)).status_code == 200
+            assert ((await quarantine(it))["b"] is None) == equal
+            assert (await quarantine(it))["a"] is None
+
+    run(scenario())
+
+
+def test_where_nobody_is_in_step_a_series_is_believed_where_all_have_the_same() -> None:
+    async def scenario() -> None:
+        a, b = pair()
+        async with cluster(a, b) as it:
+            a.script["/update_weights_from_disk"] = b.script["/update_weights_from_disk"] = FAILED
+            assert (await post(it, "/update_weights_from_disk", DISK)).status_code == 400
+            assert all((await quarantine(it)).values())
+            for path, body in (
+                ("/pause_generation", {}),
+                (SESSION[1], BUCKET),
+                ("/continue_generation", {}),
+            ):
+                assert (await post(it, path, body)).status_code == 200
+            assert await quarantine(it) == {"a": None, "b": None}
+
+    run(scenario())
+
+
+def test_weights_of_before_a_series_are_not_given_to_a_late_engine() -> None:
+    async def scenario() -> None:
+        a, b = pair()
+        async with cluster(a) as it:
+            for path, body in (
+                ("/update_weights_from_disk", DISK),
+                ("/pause_generation", {}),
+                (SESSION[1], BUCKET),
+                ("/continue_generation", {}),
+            ):
+                assert (await post(it, path, body)).status_code == 200
+            await it.join(b)
+            await asyncio.sleep(0.05)
+            assert not asked(b, "/update_weights_from_disk")
+            assert (await quarantine(it))["b"]
+
+    run(scenario())

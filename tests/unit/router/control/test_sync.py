@@ -137,7 +137,12 @@ def test_an_engine_that_is_behind_does_not_make_what_it_gets_wanted() -> None:
 # ---- series ----
 
 
-def test_a_late_one_comes_back_with_a_series_that_it_saw_whole() -> None:
+def series(sync: Sync, *engines: EngineId) -> dict[EngineId, bool]:
+    """End a series; who may have all weights by it, and whether nothing speaks against that."""
+    return {each.engine: each.clean for each in sync.series_ends(engines)}
+
+
+def test_an_engine_may_come_back_with_a_series_that_it_saw_whole() -> None:
     sync = three()
     sync.whole(ALL, DISK)
     sync.joined(C, "default")
@@ -145,23 +150,23 @@ def test_a_late_one_comes_back_with_a_series_that_it_saw_whole() -> None:
     sync.series_begins(ALL)
     for _ in range(3):
         sync.part(ALL, PART)
-    assert out(sync) == {C}, "the series goes on"
-    (unproven,) = sync.series_ends(ALL)
-    assert (unproven.engine, unproven.clean) == (C, True)
+    assert sync.loaded_in_series(ALL) == ALL
+    unproven = {each.engine: each for each in sync.series_ends(ALL)}
     assert out(sync) == {C}, "it may have been meant as a change to what only the others had"
-    assert sync.is_still(unproven)
+    assert unproven[C].clean
+    assert sync.is_still(unproven[C])
     sync.proven([C])
     assert out(sync) == set()
-    assert not sync.is_still(unproven)
+    assert not sync.is_still(unproven[C])
 
 
-def test_a_series_that_began_without_it_does_not_bring_it_back() -> None:
+def test_what_was_loaded_before_an_engine_came_is_not_in_its_series() -> None:
     sync = three()
     sync.series_begins(ALL)
     sync.part(ALL, PART)
     sync.joined(C, "default")
     sync.part(ALL, PART)
-    sync.series_ends(ALL)
+    assert series(sync, *ALL) == {A: True, B: True}
     assert out(sync) == {C}
 
 
@@ -169,9 +174,8 @@ def test_a_pause_alone_brings_nobody_back() -> None:
     sync = three()
     sync.whole(ALL, DISK)
     sync.joined(C, "default")
-    sync.series_begins([C])
-    sync.series_ends([C])
-    assert out(sync) == {C}
+    sync.series_begins(ALL)
+    assert series(sync, *ALL) == {}
 
 
 def test_a_series_with_a_part_that_was_refused_leaves_half_of_everything() -> None:
@@ -180,7 +184,7 @@ def test_a_series_with_a_part_that_was_refused_leaves_half_of_everything() -> No
     sync.part(ALL, PART, b"1")
     sync.refused(ALL, b"2")
     assert out(sync) == set(), "it may be sent again"
-    sync.series_ends(ALL)
+    assert series(sync, *ALL) == {}
     assert sync.out_of_step() == dict.fromkeys(ALL, HALF)
 
 
@@ -190,7 +194,7 @@ def test_a_part_that_is_sent_again_with_success_is_no_failure() -> None:
     sync.part([A, B], PART, b"1")
     sync.refused([C], b"1")
     sync.part([C], PART, b"1")
-    sync.series_ends(ALL)
+    assert series(sync, *ALL) == dict.fromkeys(ALL, True)
     assert out(sync) == set()
 
 
@@ -198,7 +202,7 @@ def test_a_series_of_which_nothing_was_taken_changes_nothing() -> None:
     sync = three()
     sync.series_begins(ALL)
     sync.refused(ALL, b"1")
-    sync.series_ends(ALL)
+    assert series(sync, *ALL) == {}
     assert out(sync) == set()
 
 
@@ -208,8 +212,20 @@ def test_doubt_in_a_series_outlasts_it() -> None:
     sync.part(ALL, PART)
     sync.doubted(B, "it hung")
     sync.part(ALL, PART)
-    assert [(each.engine, each.clean) for each in sync.series_ends(ALL)] == [(B, False)]
+    assert series(sync, *ALL) == {A: True, B: False, C: True}
     assert sync.out_of_step() == {B: "it hung"}
+
+
+def test_doubt_from_before_a_series_may_end_with_it_and_new_doubt_may_not() -> None:
+    sync = three()
+    sync.doubted(B, "it hung")
+    sync.series_begins(ALL)
+    sync.part(ALL, PART)
+    (unproven,) = [each for each in sync.series_ends(ALL) if each.engine == B]
+    assert unproven.clean
+    assert sync.is_still(unproven)
+    sync.doubted(B, "it broke")
+    assert not sync.is_still(unproven)
 
 
 def test_a_whole_set_in_a_series_ends_all_doubt() -> None:
@@ -217,7 +233,7 @@ def test_a_whole_set_in_a_series_ends_all_doubt() -> None:
     sync.series_begins(ALL)
     sync.doubted(B, "it hung")
     sync.whole(ALL, SEVEN)
-    sync.series_ends(ALL)
+    assert series(sync, *ALL) == {}
     assert out(sync) == set()
 
 
@@ -232,43 +248,24 @@ def test_parts_after_a_whole_set_are_a_change_to_that() -> None:
 
 def test_a_begin_inside_a_pause_is_the_same_series() -> None:
     sync = three()
-    sync.whole(ALL, DISK)
-    sync.joined(C, "default")
     sync.series_begins(ALL)
     sync.part(ALL, PART)
     sync.series_begins(ALL)
-    assert [unproven.engine for unproven in sync.series_ends(ALL)] == [C]
+    assert series(sync, *ALL) == dict.fromkeys(ALL, True)
+    assert series(sync, *ALL) == {}
 
 
-@pytest.mark.parametrize("key", [PART, SEVEN])
-def test_series_at_their_own_ports_need_not_have_as_many_parts(key: tuple[str, str]) -> None:
+def test_a_series_with_fewer_parts_is_behind_until_it_is_proven() -> None:
     sync = three()
-    for _ in range(2):
-        for engine in ALL:
-            sync.series_begins([engine])
-        for engine, parts in (A, 3), (B, 1), (C, 2):
-            for _ in range(parts):
-                sync.part([engine], key)
-            sync.series_ends([engine])
-        assert out(sync) == set()
-
-
-def test_a_series_without_a_version_is_not_taken_for_one_before_it() -> None:
-    sync = three()
-    for engine in ALL:
-        sync.series_begins([engine])
-    for engine in ALL:
-        sync.part([engine], PART)
-    sync.series_ends([A])
-    sync.series_begins([A])  # the next one, while the others are still in the first
-    sync.part([A], PART)
-    sync.series_ends([A])
-    sync.series_ends([B, C])
-    assert out(sync) == {B, C}
-    sync.series_begins([B, C])
-    sync.part([B, C], PART)
-    sync.series_ends([B, C])
-    assert out(sync) == set()
+    sync.series_begins(ALL)
+    for engine, parts in (A, 3), (B, 1):
+        for _ in range(parts):
+            sync.part([engine], SEVEN)
+    unproven = {each.engine: each for each in sync.series_ends([A, B])}
+    assert sync.out_of_step() == {B: BEHIND, C: BEHIND}
+    assert sync.is_still(unproven[B])
+    sync.proven([B])
+    assert out(sync) == {C}
 
 
 # ---- coming and going ----
