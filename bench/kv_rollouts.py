@@ -85,7 +85,8 @@ class Run(msgspec.Struct, frozen=True):
     def kv_time_share(self) -> float:
         """Of the time of requests that do not wait for room, what they spend waiting for KV."""
         waited_s = self.report.pool_wait_s + self.move_wait_s
-        return waited_s / (self.running_s + self.move_wait_s)
+        total_s = self.running_s + self.move_wait_s
+        return waited_s / total_s if total_s else 0.0
 
 
 class Rollouts:

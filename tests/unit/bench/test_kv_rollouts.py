@@ -58,7 +58,6 @@ def test_a_rollout_without_a_pool(tmp_path: Path) -> None:
         assert run.report.chunks == 4 * 3
         assert run.report.moved_chunks == 4 * 2
         assert run.report.prefix_found_share == 0.0
-        assert run.running_s > 0
         assert row_of(run)["pool_mean_mb"] is None
 
     with hurried():
