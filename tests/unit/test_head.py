@@ -21,7 +21,7 @@ from seer_sgl.spec.settings import DraftSettings
 from tests.unit.engine.test_process import wait_gone
 from tests.unit.mock_worker import MockWorker
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 def config(log_dir: Path, shards: int, draft: DraftSettings | None) -> HeadConfig:
@@ -42,8 +42,8 @@ async def servers_up(head: Head, count: int) -> None:
 def test_draft_servers_come_back_and_the_head_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 1.0)  # long enough to be seen
-    monkeypatch.setattr(drafts, "ASK_S", 0.4)  # and for an answer on a busy machine
+    monkeypatch.setattr(kept, "RESTART_PAUSE_S", 2.0)  # long enough to be seen
+    monkeypatch.setattr(drafts, "ASK_S", 0.8)  # and for an answer on a busy machine
     said: list[str] = []
 
     async def scenario() -> list[int]:
