@@ -126,7 +126,7 @@ def test_from_begin_to_end_nothing_is_dispatched() -> None:
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
 def test_a_pause_decides_under_which_salt_a_request_goes_on(mode: str) -> None:
     async def scenario() -> None:
-        a, b = pair(token_s=0.004)
+        a, b = pair(token_s=0.02)
         async with cluster(a, b, chunk_tokens=60) as it:
             body = {"sampling_params": {"max_new_tokens": LONG}}
             work = [asyncio.create_task(it.generate(prompt, **body)) for prompt in PROMPTS]

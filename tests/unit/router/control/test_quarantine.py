@@ -33,6 +33,7 @@ def test_an_engine_that_fails_alone_gets_no_traffic_until_it_has_all_weights() -
             assert answer.status_code == 400
             assert answer.json()["failed_engines"] == ["b"]
             assert "failed" in str((await quarantine(it))["b"])
+            await until(lambda: asked(b, "/abort_request"))
             assert [call.json() for call in asked(b, "/abort_request")] == [{"abort_all": True}]
             for number in range(6):
                 await it.generate([5, 6, number + 2])
