@@ -167,5 +167,5 @@ def test_a_server_is_waited_for_and_missed(monkeypatch: pytest.MonkeyPatch) -> N
         assert f"{worker.url} does not answer" in (await ending).what
         await server.stop()
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 30))
     assert threading.active_count() < 10
