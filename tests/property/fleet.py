@@ -187,16 +187,21 @@ class Fleet:
         for other in self.serving():
             if other.weights != engine.weights:
                 self.wrong.append(f"{engine.name} serves {engine.weights}, {other.name} {other.weights}")
-        self._judge_salt("dispatched", message, engine)
+        self._judge_salt(message, engine)
 
     def judge_prefill(self, engine: Engine, message: RunChunk) -> None:
         """KV comes into being under a salt."""
-        self._judge_salt("prefilled", message, engine)
+        # An adapter may come while a chunk is on its way: its KV has a namespace of its own.
+        known = self.salts[message.body.get("cache_salt")]
+        if known[: len(engine.content)] != engine.content:
+            self.wrong.append(f"prefilled under the salt of {known} with {engine.weights}")
 
     def _judge_step(self, engine: Engine, rid: str) -> None:
         """A token is about to be made, for a chunk that the router has not given up."""
         if ChunkId(int(rid.rpartition(".")[2])) not in self.core.chunks:
             return
+        if self.plane.weights.making.on:
+            return  # another caller may end a pause in the middle of a change
         if engine.doubtful:
             self.wrong.append(f"{engine.name} makes tokens with a mixture")
         for other in self.serving():
@@ -205,11 +210,11 @@ class Fleet:
                     f"{engine.name} goes on with {engine.content}, {other.name} with others"
                 )
 
-    def _judge_salt(self, when: str, message: RunChunk, engine: Engine) -> None:
+    def _judge_salt(self, message: RunChunk, engine: Engine) -> None:
         salt = message.body.get("cache_salt")
         known = self.salts.setdefault(salt, engine.weights)
         if known != engine.weights:
-            self.wrong.append(f"{when} under the salt of {known} with {engine.weights}")
+            self.wrong.append(f"dispatched under the salt of {known} with {engine.weights}")
 
 
 def judge_answer(fleet: Fleet, rid: str, answer: dict[str, Any], asked: int) -> None:

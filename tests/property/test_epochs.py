@@ -113,11 +113,14 @@ class Story:
     async def _parts(self, place: int | None, count: int) -> None:
         """Parts of no series, each to all or to one."""
         self.number += 1
+        self.version += place is not None
         series = self.number
         for number in range(count):
             body = {"serialized_named_tensors": [], "part": (series, number, 99)}
             path = "/update_weights_from_distributed"
             body |= {"names": [], "dtypes": [], "shapes": []}
+            if place is not None:  # unnamed parts at two ports are taken for the same ones
+                body["weight_version"] = str(self.version)
             await self._call(path, body, self._only(place))
 
     async def _series(self, how: str, ports: bool, parts: int, named: str) -> None:
