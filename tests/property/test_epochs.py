@@ -116,7 +116,7 @@ class Story:
         self.version += place is not None
         series = self.number
         for number in range(count):
-            body = {"serialized_named_tensors": [], "part": (series, number, 99)}
+            body: dict[str, Any] = {"part": (series, number, 99)}
             path = "/update_weights_from_distributed"
             body |= {"names": [], "dtypes": [], "shapes": []}
             if place is not None:  # unnamed parts at two ports are taken for the same ones
