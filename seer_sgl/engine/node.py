@@ -81,7 +81,8 @@ async def _ask_head(address: str, timeout_s: float) -> Head:
         try:
             dealer.connect(f"tcp://{address}")
             await dealer.send(encode(AskHead()))
-            answer = decode_from_router(await asyncio.wait_for(dealer.recv(), timeout_s))
+            async with asyncio.timeout(timeout_s):
+                answer = decode_from_router(await dealer.recv())
         except ProtocolError as error:
             raise StartError(f"cannot talk to the head at {address}: {error}") from None
         except zmq.ZMQError as error:

@@ -74,7 +74,8 @@ class Child:
         if grace_s:
             self._signal_group(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self._process.wait()
         self._signal_group(signal.SIGKILL)
         await self._process.wait()
 

@@ -54,7 +54,9 @@ class DraftWatch:
             try:
                 dealer.connect(address)
                 await dealer.send(encode(AskStatistics()))
-                answer = head_of(await asyncio.wait_for(dealer.recv_multipart(), ASK_S))
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with an answer.
+                async with asyncio.timeout(ASK_S):
+                    answer = head_of(await dealer.recv_multipart())
             except (TimeoutError, zmq.ZMQError, MessageError):
                 return None
         return answer.counters if isinstance(answer, Statistics) else None

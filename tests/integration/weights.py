@@ -1,7 +1,6 @@
 """What tests of weight changes share: questions, what their answers show, and hands on the KV store."""
 
 import re
-import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -128,6 +127,14 @@ class Pages:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return set(answer.read().decode().split())
 
+    def wait_for(self, count: int, besides: set[str]) -> set[str]:
+        """The objects that are new, once there are so many."""
+        deadline_s = time.monotonic() + _PAGES_S
+        while len(fresh := self.keys() - besides) < count:
+            assert time.monotonic() < deadline_s, f"{len(fresh)} of {count} pages"
+            time.sleep(0.05)
+        return fresh
+
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Those of them that are there."""
         found = {key: self._store.get(key) for key in keys}
@@ -140,36 +147,3 @@ class Pages:
     def remove(self, keys: Iterable[str]) -> None:
         for key in keys:
             self._store.remove(key, True)
-
-
-class Copies:
-    """Copies every page as soon as it is in the store; one that is being read is not removed.
-
-    Use as a context manager.
-    """
-
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
-        self._known = pages.keys()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.found: dict[str, bytes] = {}
-
-    def __enter__(self) -> "Copies":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.02):
-            fresh = self._pages.keys() - self._known - self.found.keys()
-            self.found |= self._pages.read(fresh)
-
-    def wait_for(self, count: int) -> None:
-        deadline_s = time.monotonic() + _PAGES_S
-        while len(self.found) < count:
-            assert time.monotonic() < deadline_s, f"{len(self.found)} of {count} pages"
-            time.sleep(0.05)
