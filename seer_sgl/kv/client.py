@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 KEYS_AT_ONCE = 1000
 """A call of so many takes some 2 ms."""
+READ_AT_ONCE = 256
+"""Of more than some 2,000 in one call over TCP the store rejects some, and waits for them for a minute."""
 LOCAL_BUFFER_BYTES = 1 << 20
 METRICS_TIMEOUT_S = 0.5
 CONNECT_TIMEOUT_S = 1.0
@@ -113,7 +115,7 @@ class StoreClient:
                 copying itself goes on after the call. Empty: read them, so that they stay for a lease.
         """
         near = 0
-        for some in _batches(keys):
+        for some in _batches(keys, READ_AT_ONCE):
             if segment:
                 near += sum(not self._store.create_copy_task(key, [segment])[1] for key in some)
             else:
@@ -169,5 +171,5 @@ def _gauges(text: str) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def _batches(keys: Sequence[str]) -> Iterator[list[str]]:
-    return (list(keys[at : at + KEYS_AT_ONCE]) for at in range(0, len(keys), KEYS_AT_ONCE))
+def _batches(keys: Sequence[str], most: int = KEYS_AT_ONCE) -> Iterator[list[str]]:
+    return (list(keys[at : at + most]) for at in range(0, len(keys), most))

@@ -44,7 +44,8 @@ class Answers:
         return transcript.so_far()
 
     def _finished(self, live: Live, texts: list[str] | None) -> dict[str, Any]:
-        member = next(iter(self._roster.members.values()), None)
+        members = self._roster.members.values()
+        member = next((each for each in members if not each.quarantine), None)
         live.answer = live.finished(texts, member.card.weight_version if member else "default")
         return live.answer
 

@@ -39,7 +39,8 @@ class Register(Message, frozen=True):
     weight_version: str
     facts: dict[str, Any] = {}
     """What SGLang's `/server_info` says of its arguments, scalars only (`tp_size`, `pp_size`,
-    `enable_memory_saver`, ...), and `front`: true where our plugin serves divided chat."""
+    `enable_memory_saver`, ...); `front`: true where our plugin serves divided chat; and `pool_layout`:
+    `prefix` and `suffixes` of the names of its pages in the pool, where it has such."""
     weight_history: str = ""
     """What the server was told about its weights since it started; see `engine/history.py`. Empty where
     they are those that it started with."""
