@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 KEYS_AT_ONCE = 1000
 """A call of so many takes some 2 ms."""
 READ_AT_ONCE = 256
-"""Of more than some 2,000 in one call over TCP the store rejects some, and waits for them for a minute."""
+"""Of more than some 2,000 in one call over TCP the store rejects some, and waits a minute for them."""
 LOCAL_BUFFER_BYTES = 1 << 20
 METRICS_TIMEOUT_S = 0.5
 CONNECT_TIMEOUT_S = 1.0

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from seer_sgl.errors import SeerError
-from seer_sgl.router.control.making import Making
-from seer_sgl.router.control.sync import Sync
+from seer_sgl.router.control.weights.making import Making
+from seer_sgl.router.control.weights.sync import Sync
 from seer_sgl.router.messages import Leave, Register
 from tests.property.clock import finished, run
 from tests.property.engines import Engine

@@ -6,7 +6,7 @@ from seer_sgl.router.control.fields import decoded
 from seer_sgl.router.control.holds import EVERY, Holds
 from seer_sgl.router.control.merging import Replies
 from seer_sgl.router.control.requests import Tags
-from seer_sgl.router.control.weights import PAUSED
+from seer_sgl.router.control.weights.updates import PAUSED
 from seer_sgl.types import EngineId
 
 TAGS = ("kv_cache", "weights", "cuda_graph")

@@ -10,16 +10,16 @@ from urllib.parse import parse_qsl, urlencode
 from seer_sgl.errors import RequestError, SeerError
 from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.control import merging, views
-from seer_sgl.router.control.adapters import RESETS, Adapters
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.fields import as_object, decoded, rank
-from seer_sgl.router.control.groups import group_bodies
 from seer_sgl.router.control.holds import EVERY, Holds
 from seer_sgl.router.control.memory import Memory
 from seer_sgl.router.control.merging import Replies, Reply
 from seer_sgl.router.control.requests import Abort, FromTensor
 from seer_sgl.router.control.table import Act, Merge, Row, Scope, row_of
-from seer_sgl.router.control.weights import PAUSED, Weights
+from seer_sgl.router.control.weights.adapters import RESETS, Adapters
+from seer_sgl.router.control.weights.groups import group_bodies
+from seer_sgl.router.control.weights.updates import PAUSED, Weights
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.roster import Roster
 from seer_sgl.types import EngineId

@@ -102,9 +102,7 @@ def test_control_calls_are_for_one_engine_and_requests_for_all() -> None:
                 assert answer.status_code == 200, answer.text
             assert "/update_weights_from_tensor" in paths(a)
             await until(lambda: b.calls)
-            assert paths(b) == ["/abort_request"], (
-                "it is behind, and runs nothing until it has that"
-            )
+            assert paths(b) == ["/abort_request"], "it is behind, and runs nothing until it has that"
             assert (await ask(it, A, "GET", "/get_weight_version")).json() == {"weight_version": "4"}
             assert (await ask(it, B, "GET", "/get_weight_version")).json() == {
                 "weight_version": "default"

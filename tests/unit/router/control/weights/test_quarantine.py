@@ -8,7 +8,7 @@ import pytest
 from seer_sgl.testing.controls import Reply
 from seer_sgl.testing.engine import continuation
 from tests.unit.router.conftest import cluster, run, server, until
-from tests.unit.router.control.test_weights import (
+from tests.unit.router.control.weights.test_updates import (
     BUCKET,
     DISK,
     FACTS,

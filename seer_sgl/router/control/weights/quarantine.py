@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.holds import Holds
-from seer_sgl.router.control.sync import Sync
+from seer_sgl.router.control.weights.sync import Sync
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.roster import Member
 from seer_sgl.types import EngineId

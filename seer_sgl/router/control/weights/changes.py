@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from seer_sgl.errors import RequestError
-from seer_sgl.router.control.sync import Key
 from seer_sgl.router.control.table import Row
+from seer_sgl.router.control.weights.sync import Key
 
 ALLOW_OLDER = "allow_older_version"
 """A field for the router alone: the weights that come may be older than those that serve."""

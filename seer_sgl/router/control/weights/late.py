@@ -6,12 +6,12 @@ import logging
 import msgspec
 
 from seer_sgl.errors import SeerError
-from seer_sgl.router.control.changes import Turn
-from seer_sgl.router.control.making import Making
 from seer_sgl.router.control.merging import Reply
-from seer_sgl.router.control.outcome import Outcome
-from seer_sgl.router.control.recipe import Recipe, Repeated
-from seer_sgl.router.control.results import Results
+from seer_sgl.router.control.weights.changes import Turn
+from seer_sgl.router.control.weights.making import Making
+from seer_sgl.router.control.weights.outcome import Outcome
+from seer_sgl.router.control.weights.recipe import Recipe, Repeated
+from seer_sgl.router.control.weights.results import Results
 from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterable
 
 from seer_sgl.errors import SeerError
-from seer_sgl.router.control.making import Making
 from seer_sgl.router.control.merging import COMPARED, Reply
-from seer_sgl.router.control.sync import Unproven
+from seer_sgl.router.control.weights.making import Making
+from seer_sgl.router.control.weights.sync import Unproven
 from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ import msgspec
 
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import NO_ANSWER_IN_TIME, Engines
-from seer_sgl.router.control.changes import ALLOW_OLDER, Turn, older_version
 from seer_sgl.router.control.holds import Holds
 from seer_sgl.router.control.merging import Replies, Reply, refused
-from seer_sgl.router.control.outcome import Outcome, adapter_outcome, outcome
-from seer_sgl.router.control.quarantine import Quarantine
-from seer_sgl.router.control.recipe import Recipe
-from seer_sgl.router.control.results import Results
-from seer_sgl.router.control.turns import Turns
+from seer_sgl.router.control.weights.changes import ALLOW_OLDER, Turn, older_version
+from seer_sgl.router.control.weights.outcome import Outcome, adapter_outcome, outcome
+from seer_sgl.router.control.weights.quarantine import Quarantine
+from seer_sgl.router.control.weights.recipe import Recipe
+from seer_sgl.router.control.weights.results import Results
+from seer_sgl.router.control.weights.turns import Turns
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.types import EngineId
 

@@ -2,8 +2,8 @@
 
 from seer_sgl.testing.controls import Reply
 from tests.unit.router.conftest import cluster, run, until
-from tests.unit.router.control.test_epochs import DISK_PATH, good, pair, update
-from tests.unit.router.control.test_weights import post, quarantine
+from tests.unit.router.control.weights.test_epochs import DISK_PATH, good, pair, update
+from tests.unit.router.control.weights.test_updates import post, quarantine
 
 
 def test_a_late_engine_gets_adapters_in_their_order() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import msgspec
 
 from seer_sgl.errors import RequestError
-from seer_sgl.router.control.changes import ALLOW_OLDER, Turn, without_permission
-from seer_sgl.router.control.making import Making
 from seer_sgl.router.control.merging import Replies, Reply
-from seer_sgl.router.control.outcome import Outcome
-from seer_sgl.router.control.recipe import Repeated
 from seer_sgl.router.control.table import Row
+from seer_sgl.router.control.weights.changes import ALLOW_OLDER, Turn, without_permission
+from seer_sgl.router.control.weights.making import Making
+from seer_sgl.router.control.weights.outcome import Outcome
+from seer_sgl.router.control.weights.recipe import Repeated
 from seer_sgl.types import EngineId
 
 LOAD, UNLOAD = "/load_lora_adapter", "/unload_lora_adapter"

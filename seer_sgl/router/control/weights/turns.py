@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from seer_sgl.router.control.changes import Turn, in_the_way
+from seer_sgl.router.control.weights.changes import Turn, in_the_way
 from seer_sgl.types import EngineId
 
 

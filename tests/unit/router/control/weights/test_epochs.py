@@ -11,7 +11,7 @@ from seer_sgl.engine.process import free_port
 from seer_sgl.testing.controls import Reply
 from seer_sgl.testing.engine import FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
-from tests.unit.router.control.test_weights import BUCKET, DISK, SESSION, asked, post, quarantine
+from tests.unit.router.control.weights.test_updates import BUCKET, DISK, SESSION, asked, post, quarantine
 from tests.unit.router.test_ports import urls as engine_urls
 
 DISK_PATH, NAME = "/update_weights_from_disk", "/update_weight_version"

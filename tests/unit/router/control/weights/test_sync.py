@@ -2,7 +2,7 @@
 
 import pytest
 
-from seer_sgl.router.control.sync import BEHIND, HALF, LATE, Sync
+from seer_sgl.router.control.weights.sync import BEHIND, HALF, LATE, Sync
 from seer_sgl.types import EngineId
 
 A, B, C = EngineId("a"), EngineId("b"), EngineId("c")

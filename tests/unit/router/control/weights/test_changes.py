@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from seer_sgl.errors import RequestError
-from seer_sgl.router.control.changes import Change, Turn, change_of, in_the_way, older_version
-from seer_sgl.router.control.recipe import Recipe, Repeated
 from seer_sgl.router.control.table import row_of
+from seer_sgl.router.control.weights.changes import Change, Turn, change_of, in_the_way, older_version
+from seer_sgl.router.control.weights.recipe import Recipe, Repeated
 
 DISK, TENSOR = "/update_weights_from_disk", "/update_weights_from_tensor"
 

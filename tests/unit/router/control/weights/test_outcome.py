@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from seer_sgl.router.control import outcome as module
 from seer_sgl.router.control.merging import Reply, json_reply, refused
-from seer_sgl.router.control.outcome import NOT_BEGUN, Outcome, adapter_outcome, outcome
-from seer_sgl.router.control.results import Results
+from seer_sgl.router.control.weights import outcome as module
+from seer_sgl.router.control.weights.outcome import NOT_BEGUN, Outcome, adapter_outcome, outcome
+from seer_sgl.router.control.weights.results import Results
 from seer_sgl.types import EngineId
 
 DISK, DISTRIBUTED = "/update_weights_from_disk", "/update_weights_from_distributed"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seer_sgl.router.control.merging import Reply, refusal, refused, success
-from seer_sgl.router.control.outcome import Outcome
+from seer_sgl.router.control.weights.outcome import Outcome
 from seer_sgl.types import EngineId
 
 _MIXED = (

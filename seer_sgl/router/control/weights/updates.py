@@ -10,16 +10,16 @@ import msgspec
 
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import Engines
-from seer_sgl.router.control.changes import Change, Turn, change_of
 from seer_sgl.router.control.holds import Holds
-from seer_sgl.router.control.late import CatchingUp
-from seer_sgl.router.control.making import Making
 from seer_sgl.router.control.merging import Reply, json_reply
-from seer_sgl.router.control.outcome import NOT_BEGUN, Outcome
-from seer_sgl.router.control.proof import Proof
-from seer_sgl.router.control.recipe import Repeated
-from seer_sgl.router.control.results import Results
 from seer_sgl.router.control.table import Row
+from seer_sgl.router.control.weights.changes import Change, Turn, change_of
+from seer_sgl.router.control.weights.late import CatchingUp
+from seer_sgl.router.control.weights.making import Making
+from seer_sgl.router.control.weights.outcome import NOT_BEGUN, Outcome
+from seer_sgl.router.control.weights.proof import Proof
+from seer_sgl.router.control.weights.recipe import Repeated
+from seer_sgl.router.control.weights.results import Results
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.types import EngineId
 
