@@ -7,6 +7,8 @@ be the same. Servers with equal histories have equal weights; of others nobody k
 
 from hashlib import blake2b
 
+import msgspec
+
 _PATHS = (
     "/update_weights_from_disk",
     "/update_weights_from_distributed",
@@ -21,6 +23,9 @@ _PATHS = (
 )
 _READS = (b"snapshot", b"compare", b"checksum")
 """Actions of `/weights_checker` that leave weights as they are."""
+_TELLING = "model_path weight_version new_version lora_name lora_path action".split()
+"""Fields that say which weights come; handles of memory differ from server to server."""
+_LARGEST_READ_BYTES = 1 << 20
 
 
 class WeightHistory:
@@ -35,13 +40,13 @@ class WeightHistory:
         path = target.partition("?")[0]
         reads = path == "/weights_checker" and any(action in body for action in _READS)
         if path in _PATHS and not reads:
-            self._asked[call_id] = path
+            self._asked[call_id] = f"{path} {_source(body)}"
 
     def answered(self, call_id: int, status: int) -> None:
         """It was answered. 0: it was not, and never will be."""
-        path = self._asked.pop(call_id, None)
-        if path is not None:
-            told = f"{self._digest} {path} {status}".encode()
+        asked = self._asked.pop(call_id, None)
+        if asked is not None:
+            told = f"{self._digest} {asked} {status}".encode()
             self._digest = blake2b(told, digest_size=8).hexdigest()
 
     def told(self) -> str:
@@ -49,3 +54,14 @@ class WeightHistory:
         for call_id in list(self._asked):
             self.answered(call_id, 0)  # whoever asked hears no answer any more
         return self._digest
+
+
+def _source(body: bytes) -> list[object]:
+    """What a call says of the weights that it brings, as far as another server may be told the same."""
+    if len(body) > _LARGEST_READ_BYTES:
+        return []
+    try:
+        fields = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return []
+    return [fields.get(name) for name in _TELLING] if isinstance(fields, dict) else []

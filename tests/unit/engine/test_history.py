@@ -50,3 +50,17 @@ def test_looking_at_weights_does_not_change_them(action: str, counts: bool) -> N
     history.asked(1, "/weights_checker", b'{"action": "%s"}' % action.encode())
     history.answered(1, 200)
     assert bool(history.told()) == counts
+
+
+def asked(body: bytes) -> str:
+    history = WeightHistory()
+    history.asked(1, DISK, body)
+    history.answered(1, 200)
+    return history.told()
+
+
+def test_weights_of_other_folders_are_another_history() -> None:
+    here = b'{"model_path": "/a", "flush_cache": true}'
+    assert asked(here) == asked(b'{"flush_cache":false,"model_path":"/a"}')
+    bodies = [here, b'{"model_path": "/b"}', b'{"model_path": "/a", "weight_version": "2"}', b"[1]"]
+    assert len({asked(body) for body in bodies}) == len(bodies)
