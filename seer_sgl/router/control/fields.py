@@ -15,7 +15,7 @@ def as_object(body: bytes) -> bytes:
     Raises:
         RequestError: it is something else.
     """
-    if not body.strip():
+    if not body:
         return b"{}"
     try:
         found: Any = msgspec.json.decode(body)
