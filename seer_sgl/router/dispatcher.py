@@ -352,6 +352,7 @@ class Dispatcher:
         is_probe = request is not None and request.is_probe
         body = chunk_body(live, dispatch, self.epoch, is_probe)
         live.transcript.epoch = self.epoch.number
+        live.transcript.pulled_tokens = dispatch.pulled_tokens
         self._pooling.about_to_run(live, self.epoch)
         self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))

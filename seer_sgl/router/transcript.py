@@ -77,6 +77,8 @@ class Transcript:
         """Of ended chunks, and what the running one has shown."""
         self.epoch = 0
         """Of the weights under which the running chunk was dispatched."""
+        self.pulled_tokens = 0
+        """Prefix that the running chunk is to find in the pool, rather than compute."""
         self.text_known = True
         """False where a chunk's own text does not follow on the text before, as an edge runs through a
         character, or as nobody kept the text: see `text_request`."""
@@ -166,7 +168,7 @@ class Transcript:
         if ids:
             self._last_engine = engine_id
         record = _chunk_record(answer, engine_id, came_from, input_tokens)
-        self._chunks.append({**record, "epoch": self.epoch})
+        self._chunks.append({**record, "pulled_tokens": self.pulled_tokens, "epoch": self.epoch})
         self._spans += self._own_spans(meta.pop("weight_versions", None) or [])
         if len(self._chunks) == 1:
             self._besides = {k: v for k, v in answer.items() if k not in _ANSWER}

@@ -74,7 +74,12 @@ def test_every_policy_equals_one_plain_server(
 
 
 def test_the_prefix_of_a_moved_chunk_is_found(moved_answers: list[dict[str, Any]]) -> None:
-    assert share(chunks_of(moved_answers), "cached_tokens") >= 0.95
+    """Of all but what the router chose to compute, as that costs less than to wait for it."""
+    pulled = [chunk for chunk in chunks_of(moved_answers) if chunk["pulled_tokens"]]
+    asked = sum(chunk["pulled_tokens"] // PAGE_TOKENS * PAGE_TOKENS for chunk in pulled)
+    found = sum(min(chunk["cached_tokens"], chunk["pulled_tokens"]) for chunk in pulled)
+    assert found >= 0.95 * asked > 0
+    assert share(chunks_of(moved_answers), "cached_tokens") >= 0.8
     assert sum(answer["meta_info"]["num_retractions"] for answer in moved_answers) == 0
 
 

@@ -67,6 +67,7 @@ def test_chunks_add_up() -> None:
         "cached_tokens": 4,
         "pool_tokens": 4,
         "pool_wait_s": 0.0,
+        "pulled_tokens": 0,
         "epoch": 0,
     }
 
