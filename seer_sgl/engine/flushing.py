@@ -15,8 +15,9 @@ UPDATES = (
     "/update_weights_from_tensor",
     "/update_weights_from_ipc",
 )
-FLUSH = "/flush_cache?timeout=10"
-"""Seconds that SGLang waits at most until it is idle."""
+FLUSH = "/flush_cache?timeout=2"
+"""Seconds that SGLang waits at most until it is idle. While it is paused it may never be: what it has
+written to the pool is not noted then. Flushing only makes room, so this is no reason to keep a trainer."""
 KEPT = "The cache was not flushed"
 _FIELD = "flush_cache"
 
