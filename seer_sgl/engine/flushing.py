@@ -17,7 +17,7 @@ UPDATES = (
 )
 FLUSH = "/flush_cache?timeout=2"
 """Seconds that SGLang waits at most until it is idle. While it is paused it may never be: what it has
-written to the pool is not noted then. Flushing only makes room, so this is no reason to keep a trainer."""
+written to the pool is not noted then. Flushing only makes room: no trainer has to wait for that."""
 KEPT = "The cache was not flushed"
 _FIELD = "flush_cache"
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from seer_sgl.engine import work
 from seer_sgl.engine.described import EngineInfo
+from seer_sgl.engine.flushing import FLUSH
 from seer_sgl.engine.sglang import SGLangClient
 from seer_sgl.engine.work import Work
 from seer_sgl.router import messages as m
@@ -281,7 +282,7 @@ def test_an_update_is_flushed_by_a_call_of_its_own(running: int, flush: int, not
     assert said["message"].startswith(f"Done.{note}")
     assert asked[0] == (path, {"flush_cache": False, "model_path": "/new"})
     assert asked[1] == ("/v1/loads?include=core", None)
-    assert asked[2:] == ([] if running else [("/flush_cache?timeout=10", {})])
+    assert asked[2:] == ([] if running else [(FLUSH, {})])
 
 
 def test_an_update_that_fails_is_not_flushed() -> None:
