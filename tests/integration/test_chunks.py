@@ -25,6 +25,8 @@ def moved_answers(cluster: Cluster) -> list[dict[str, Any]]:
 async def _ask(cluster: Cluster, policy: Policy) -> list[dict[str, Any]]:
     body = {**GREEDY, "cache_salt": policy.name}
     async with attached_router(cluster.server_urls(), policy, CHUNK_TOKENS) as (url, service):
+        # Every move is to wait for its KV, though so little would be computed sooner.
+        service.core.moves.costs.took = lambda timing: None  # type: ignore[method-assign]
         async with httpx.AsyncClient(timeout=None) as client:
             response = await client.post(f"{url}/generate", json=body)
         service.core.check()
@@ -45,14 +47,6 @@ def share(chunks: list[dict[str, Any]], key: str) -> float:
     """Of the whole pages that could be found."""
     findable = sum((chunk["input_tokens"] - 1) // PAGE_TOKENS * PAGE_TOKENS for chunk in chunks)
     return float(sum(chunk[key] for chunk in chunks) / findable)
-
-
-def share_of_pulled(chunks: list[dict[str, Any]], key: str) -> float:
-    """Of what was to come from the pool. The rest the router chose to compute at once, as that costs less
-    than to wait for it."""
-    pulled = [chunk for chunk in chunks if chunk["pulled_tokens"]]
-    asked = sum(chunk["pulled_tokens"] // PAGE_TOKENS * PAGE_TOKENS for chunk in pulled)
-    return sum(min(chunk[key], chunk["pulled_tokens"]) for chunk in pulled) / asked
 
 
 def assert_same(answers: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
@@ -82,14 +76,13 @@ def test_every_policy_equals_one_plain_server(
 
 
 def test_the_prefix_of_a_moved_chunk_is_found(moved_answers: list[dict[str, Any]]) -> None:
-    assert share_of_pulled(chunks_of(moved_answers), "cached_tokens") >= 0.95
-    assert share(chunks_of(moved_answers), "cached_tokens") >= 0.8
+    assert share(chunks_of(moved_answers), "cached_tokens") >= 0.95
     assert sum(answer["meta_info"]["num_retractions"] for answer in moved_answers) == 0
 
 
 def test_what_an_engine_never_saw_comes_from_the_pool(moved_answers: list[dict[str, Any]]) -> None:
     """A request's second chunk is its first on that engine: all of its prefix has to travel."""
-    assert share_of_pulled(chunks_of(moved_answers, 1), "pool_tokens") >= 0.95
+    assert share(chunks_of(moved_answers, 1), "pool_tokens") >= 0.95
 
 
 def test_what_meets_an_edge_equals_one_plain_server(
