@@ -132,6 +132,7 @@ def pool_settings(given: dict[str, Any]) -> PoolSettings:
         device=given["pool_device"],
         segment_bytes=given["pool_mib"] and given["pool_mib"] << 20,
         master_flags=parsed_flags(given["pool_arg"] or ()),
+        release=given["kv_release"],
     )
 
 

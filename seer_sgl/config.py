@@ -59,9 +59,6 @@ class RouterConfig(msgspec.Struct, frozen=True):
     pool: PoolAddress | None = None
     pool_keeper: str = ""
     """ZeroMQ address of the keeper of `pool`; empty where nobody keeps it."""
-    kv_release: bool = True
-    """Free a request's KV in the pool as soon as it has finished, rather than when room is needed. That
-    is the keeper's work; without one, nobody can say what is in the pool either."""
     update_timeout_s: float = 600.0
     """An engine that takes longer over a change of weights has failed."""
     draft: DraftSettings | None = None

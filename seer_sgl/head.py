@@ -156,14 +156,15 @@ async def running_head(
         ChildFailedError: a child did not come up. Whatever was started is stopped.
     """
     _check(config)
-    near, own = _reachable(config.router.host), ""
+    near, own, keeper, pool = _reachable(config.router.host), "", "", None
     if config.pool:
         own = config.pool_settings.own_master(near, free_port())
-    pool = config.pool_settings.address(own) if config.pool else None
+        pool = config.pool_settings.address(own)
+        keeper = f"tcp://127.0.0.1:{free_port()}" if config.pool_settings.release else ""
     router = msgspec.structs.replace(
         config.router,
         pool=pool,
-        pool_keeper=f"tcp://127.0.0.1:{free_port()}" if pool and config.router.kv_release else "",
+        pool_keeper=keeper,
         draft=_draft_settings(config),
     )
     attached = AttachedServers(f"{_from_here(router.host)}:{router.agent_port}")

@@ -84,6 +84,9 @@ class PoolSettings(msgspec.Struct, frozen=True):
     segment_bytes: int | None = None
     master_flags: Mapping[str, str] = {}
     """Flags of the head's own master, by their names in Mooncake."""
+    release: bool = True
+    """Free a request's KV as soon as it has finished, rather than when room is needed. That is the
+    keeper's work; without one, nobody can say what is in the pool either."""
 
     @property
     def starts_master(self) -> bool:

@@ -97,6 +97,14 @@ class Cluster:
             time.sleep(0.2)
         raise AssertionError(f"not {count} engines after {timeout_s} s:\n{self.log.read_text()}")
 
+    def pool_keeper(self) -> str:
+        """Address of its pool's keeper."""
+        for process in self.family():
+            argv = process.cmdline()
+            if "seer_sgl.kv.keeper" in argv:
+                return argv[argv.index("--listen") + 1]
+        raise AssertionError(f"there is no keeper:\n{self.log.read_text()}")
+
     def family(self) -> list[psutil.Process]:
         """Every process that it has started, and itself."""
         me = psutil.Process(self.process.pid)

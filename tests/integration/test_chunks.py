@@ -8,12 +8,15 @@ import httpx
 import pytest
 
 from seer_sgl.router.core import POLICIES, Policy, policy_named
+from seer_sgl.router.core.moves import Moves
 from seer_sgl.testing.cluster import attached_router
 from seer_sgl.testing.policies import ALWAYS_MOVE
 from tests.integration.conftest import CHUNK_TOKENS, GREEDY, Cluster
 from tests.integration.rows import CARRIED, ROWS
 
 PAGE_TOKENS = 16
+KV_WRITE_S = 30.0
+KEEPER_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +27,25 @@ def moved_answers(cluster: Cluster) -> list[dict[str, Any]]:
 
 async def _ask(cluster: Cluster, policy: Policy) -> list[dict[str, Any]]:
     body = {**GREEDY, "cache_salt": policy.name}
-    async with attached_router(cluster.server_urls(), policy, CHUNK_TOKENS) as (url, service):
-        # Every move is to wait for its KV, though so little would be computed sooner.
-        service.core.moves.costs.took = lambda timing: None  # type: ignore[method-assign]
+    async with attached_router(
+        cluster.server_urls(), policy, CHUNK_TOKENS, pool_keeper=cluster.pool_keeper()
+    ) as (url, service):
+        _wait_for_all_kv(service.core.moves)
+        async with asyncio.timeout(KEEPER_S):
+            while not service.pool.usage.up:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         async with httpx.AsyncClient(timeout=None) as client:
             response = await client.post(f"{url}/generate", json=body)
         service.core.check()
         assert service.core.statistics().in_flight == 0
     answers: list[dict[str, Any]] = response.raise_for_status().json()
     return answers
+
+
+def _wait_for_all_kv(moves: Moves) -> None:
+    """Every move is to ask for its KV and wait for it, though so little would be computed sooner."""
+    moves.costs.took = lambda timing: None  # type: ignore[method-assign]
+    moves._write_s = lambda tokens: (0.0, KV_WRITE_S)  # type: ignore[method-assign]
 
 
 def chunks_of(answers: list[dict[str, Any]], number: int | None = None) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 import pytest
 
@@ -85,11 +84,8 @@ def test_a_killed_master_is_started_again_and_clients_stay(tmp_path: Path) -> No
 
 def test_without_release_nobody_keeps_the_pool(tmp_path: Path) -> None:
     async def scenario() -> None:
-        settings = config(tmp_path, PoolSettings())
-        router = msgspec.structs.replace(settings.router, kv_release=False)
-        async with running_head(
-            msgspec.structs.replace(settings, router=router), lambda _: None
-        ) as head:
+        settings = config(tmp_path, PoolSettings(release=False))
+        async with running_head(settings, lambda _: None) as head:
             assert set(pids(head)) == {"mooncake_master"}
             assert head.service._config.pool_keeper == ""
 

@@ -201,11 +201,11 @@ def test_options_of_serve_reach_the_head(monkeypatch: pytest.MonkeyPatch, tmp_pa
         group_size=11,
         group_window_s=12.5,
         data_dir=tmp_path,
-        kv_release=False,
         update_timeout_s=14.0,
         model="/m",
         engine_args=("--tp-size", "2"),
     )
+    assert not head.pool_settings.release
     assert (head.engines, head.pool, head.attach, head.log_dir) == (4, False, (), tmp_path / "5")
     assert (head.draft_shards, head.draft_budget_bytes) == (3, 2 << 20)
     assert head.node_args == ("--page-tokens", "16", "--kv-tokens", "13")
@@ -246,7 +246,6 @@ def test_defaults_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (head.engines, head.pool, head.router.policy) == (2, True, "seer")
     assert head.router.data_dir == options.DATA_DIR / "30000"
     assert head.pool_settings == PoolSettings()
-    assert head.router.kv_release
     assert head.router.draft == DraftSettings()
     attached = served(monkeypatch, "--attach", "http://a:1", "--attach", "http://b:1", "--no-batches")
     assert (attached.engines, attached.pool) == (0, False)
