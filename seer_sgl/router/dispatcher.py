@@ -342,7 +342,8 @@ class Dispatcher:
     def _deliver(self, live: Live, deliver: Deliver) -> None:
         self._pooling.over(live, deliver.outcome == "finished")
         engine_id = live.transcript.last_engine
-        if engine_id is not None and live.trail is not None:
+        current = live.transcript.epoch == self.epoch.number
+        if engine_id is not None and live.trail is not None and current:
             self._groups.end(live.trail, live.transcript.output_ids, live.group_id, engine_id)
         live.end(deliver)
 
@@ -350,11 +351,18 @@ class Dispatcher:
         live = self._live[dispatch.request_id]
         request = self.core.buffer.requests.get(dispatch.request_id)
         is_probe = request is not None and request.is_probe
-        body = chunk_body(live, dispatch, self.epoch, is_probe)
+        self._running[dispatch.chunk_id] = dispatch
+        try:
+            body = chunk_body(live, dispatch, self.epoch, is_probe)
+        except Exception as error:  # the actions that come with this one are not to suffer
+            log.exception("a bug: no body for chunk %d of %s", dispatch.chunk_id, live.sample.rid)
+            reason = f"a bug in the router: {error!r}"
+            broke = ChunkBroke(dispatch.engine_id, dispatch.chunk_id, reason, status=500)
+            asyncio.get_running_loop().call_soon(self.chunk_broke, broke)
+            return
         live.transcript.epoch = self.epoch.number
         live.transcript.pulled_tokens = dispatch.pulled_tokens
         self._pooling.about_to_run(live, self.epoch)
-        self._running[dispatch.chunk_id] = dispatch
         self._send(dispatch.engine_id, RunChunk(dispatch.chunk_id, body, live.streams))
 
     def _send(self, engine_id: EngineId, message: RunChunk | StopChunk) -> None:

@@ -4,7 +4,6 @@ The body stays SGLang's: each sample keeps every field that it came with, unknow
 `input_ids`, `rid`, `n`, `max_new_tokens` and our own `group_id` are taken out, to be set per chunk.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -175,6 +174,7 @@ def _samples(
         raise RequestError("rid", f"must be a string, got {rid!r}")
     body = {k: v for k, v in item.items() if k not in _TAKEN_OUT}
     body["sampling_params"] = {k: v for k, v in params.items() if k not in ("n", "max_new_tokens")}
+    _check_types(body)
     _check_encodable(body)
     group = group_id or item.get("group_id")
     divisible = _divisible(body)
@@ -198,6 +198,7 @@ def _samples(
 
 
 _TOKEN_IDS = list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
+_STRINGS = ("cache_salt", "extra_key")
 _TAKEN_OUT = ("text", "input_ids", "rid", "group_id", "stream")
 
 
@@ -214,6 +215,16 @@ def _check_prompt(prompt: Any) -> None:
     except msgspec.ValidationError:
         wrong = next(token for token in prompt if type(token) is not int or not 0 <= token < 2**31)
         raise RequestError("input_ids", f"must hold token ids from 0, got {wrong!r}") from None
+
+
+def _check_types(body: dict[str, Any]) -> None:
+    """Of fields that the router itself works with."""
+    for key in _STRINGS:
+        if not isinstance(value := body.get(key), str | None):
+            raise RequestError(key, f"must be a string, got {value!r}")
+    start = body.get("routed_experts_start_len")
+    if start is not None and type(start) is not int:
+        raise RequestError("routed_experts_start_len", f"must be a whole number, got {start!r}")
 
 
 def _check_encodable(body: dict[str, Any]) -> None:
@@ -287,8 +298,3 @@ def check_against_engines(sample: Sample, limits: Limits) -> int:
             f"must lie in [0, {room}] after a prompt of {prompt_tokens} tokens, got {wanted}",
         )
     return max(1, min(wanted, longest - prompt_tokens))
-
-
-def prompt_key(prompt_ids: list[int]) -> str:
-    """Equal for equal prompts, whatever group or iteration they belong to."""
-    return hashlib.blake2b(msgspec.json.encode(prompt_ids), digest_size=12).hexdigest()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from seer_sgl.router.chunking import chunk_body
+from seer_sgl.router.live import Live
 from seer_sgl.testing.engine import continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
@@ -49,6 +51,12 @@ BAD: list[tuple[Any, str, str]] = [
     ({"input_ids": [5], "tomorrow": -(2**70)}, "tomorrow", "passed on"),
     ({"text": ["a", "b"], "token_ids_logprob": [[1]]}, "token_ids_logprob", "1 entries for 2"),
     ({"input_ids": [5], "rid": 7}, "rid", "must be a string"),
+    *(
+        ({"input_ids": [5], key: value}, key, "must be a string")
+        for key in ("cache_salt", "extra_key")
+        for value in (5, True, {"a": 1}, ["a"])
+    ),
+    ({"input_ids": [5], "routed_experts_start_len": "1"}, "routed_experts_start_len", "a whole number"),
 ]
 
 
@@ -86,6 +94,29 @@ def test_a_batch_field_of_a_strange_type_is_the_engines_to_judge(value: Any) -> 
         assert answer.status_code == 200
 
     run(scenario())
+
+
+def test_a_chunk_that_cannot_be_made_harms_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(live: Live, *args: Any) -> dict[str, Any]:
+        if live.transcript.prompt_ids == [5]:
+            raise ValueError("a mistake of ours")
+        return chunk_body(live, *args)
+
+    monkeypatch.setattr("seer_sgl.router.dispatcher.chunk_body", failing)
+
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            (answer, *others) = await asyncio.gather(*(it.post({"input_ids": [n]}) for n in (5, 6, 7)))
+            ends = [each.json()["meta_info"]["finish_reason"] for each in (answer, *others)]
+            assert [end["type"] for end in ends] == ["abort", "stop", "stop"]
+            assert "a mistake of ours" in ends[0]["message"]
+            assert it.service.core.statistics().in_flight == 0
+
+    run(scenario())
+    assert "no body for chunk" in caplog.text
+    caplog.clear()
 
 
 async def _in_parts(body: bytes) -> AsyncIterator[bytes]:

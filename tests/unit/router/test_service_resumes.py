@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from seer_sgl.router.core.events import Submitted
+from seer_sgl.router.live import Live
 from seer_sgl.testing.engine import FakeServer, continuation
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
 
@@ -61,5 +63,34 @@ def test_samples_that_come_one_by_one_are_one_group() -> None:
         assert len(set(names[:8])) == 2
         assert [names[:8].count(name) for name in set(names[:8])] == [4, 4]
         assert names[8] == "mine"
+
+    run(scenario())
+
+
+def test_what_began_under_old_weights_holds_nothing_of_the_new_ones() -> None:
+    async def scenario() -> None:
+        (prompt,) = prompts(1, LONG)
+        engine = server("a", token_s=0.002)
+        seen: list[int] = []
+        async with cluster(engine) as it:
+            dispatcher = it.service.dispatcher
+            async with together(it.generate(prompt)) as call:
+                await until(lambda: engine.bodies)
+                dispatcher.pause()
+                dispatcher.new_epoch()  # its engine keeps it in place
+                dispatcher.resume()
+                answer = await call
+            submit = dispatcher._submit
+
+            def noting(placed: list[tuple[Live, Submitted]]) -> None:
+                seen.extend(event.held_tokens for _, event in placed)
+                submit(placed)
+
+            dispatcher._intake._submit = noting
+            await it.generate(prompt + answer["output_ids"])
+            again = await it.generate(prompt + answer["output_ids"])
+            await it.generate(prompt + answer["output_ids"] + again["output_ids"])
+        assert seen[:2] == [0, 0]
+        assert seen[2], "what ran under the new ones does"
 
     run(scenario())
