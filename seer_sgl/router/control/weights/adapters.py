@@ -8,15 +8,15 @@ from seer_sgl.errors import RequestError
 from seer_sgl.router.control.merging import Replies, Reply
 from seer_sgl.router.control.table import Row
 from seer_sgl.router.control.weights.changes import ALLOW_OLDER, Turn, without_permission
+from seer_sgl.router.control.weights.late import NOT_THERE, THERE, UNLOAD
 from seer_sgl.router.control.weights.making import Making
 from seer_sgl.router.control.weights.outcome import Outcome
 from seer_sgl.router.control.weights.recipe import Repeated
 from seer_sgl.types import EngineId
 
-LOAD, UNLOAD = "/load_lora_adapter", "/unload_lora_adapter"
+LOAD = "/load_lora_adapter"
 RESETS = "reset_tensors"
 """The action of `/weights_checker` that fills all weights with something else."""
-_THERE, _NOT_THERE = "already loaded", "does not exist"
 _RESET = "its weights were reset by /weights_checker, and it waits for a whole update"
 
 
@@ -35,14 +35,16 @@ class Adapters:
             took = results.of(Outcome.TOOK)
             if took:
                 # An engine that has it already got it when an earlier call failed elsewhere.
-                results.forget(_NOT_THERE if row.target == UNLOAD else _THERE)
+                results.forget(NOT_THERE if row.target == UNLOAD else THERE)
             if took and row.target == UNLOAD:
                 making.sync.unloaded(took, name)
-                making.recipe.unloaded(name)
+                if not making.sync.wanted_adapter(name):  # else it was an older one of this name
+                    making.recipe.unloaded(name)
             elif took:
                 making.sync.loaded(took, name, _source(fields))
-                repeated = Repeated(row.target, body) if row.target == LOAD else None
-                making.recipe.loaded(name, repeated)
+                if any(making.sync.has_wanted_adapter(engine, name) for engine in took):
+                    repeated = Repeated(row.target, body) if row.target == LOAD else None
+                    making.recipe.loaded(name, repeated)
             await making.settle(results, row.target)
         return results.told(making.versions())
 

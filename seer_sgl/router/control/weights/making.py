@@ -193,8 +193,13 @@ class Making:
         """Give the weights of an engine that is in step the name that the others' have.
 
         Returns what speaks against that; nothing where it is called so.
+
+        Raises:
+            SeerError: it has left.
         """
         out, members = self.sync.out_of_step(), self.roster.members
+        if engine not in members:
+            raise SeerError(f"engine {engine} has left")
         in_step = [member for name, member in members.items() if name not in out]
         serving = [member.card.weight_version for member in in_step if not member.quarantine]
         names = serving or [member.card.weight_version for member in in_step]

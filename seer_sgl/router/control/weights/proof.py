@@ -24,8 +24,8 @@ class Proof:
         self._unproven: dict[EngineId, Unproven] = {}
 
     async def of(self, more: Iterable[Unproven] = ()) -> None:
-        """Let those be in step that have the weights of one that is; where none is, those that have all
-        taken a series, and have the same."""
+        """Let those be in step that have the weights of one that is; where none is, most of those that
+        have taken all of a series, if they have the same."""
         making, sync = self._making, self._making.sync
         self._unproven |= {each.engine: each for each in more}
         self._unproven = {e: each for e, each in self._unproven.items() if sync.is_still(each)}
@@ -45,9 +45,13 @@ class Proof:
         else:
             clean = [engine for engine, each in left.items() if each.clean and sums[engine]]
             found = [sums[engine] for engine in clean]
-            same = [engine for engine in clean if sums[engine] == max(found, key=found.count)]
-            if same:
+            most = max(found, key=found.count, default=None)
+            same = [engine for engine in clean if sums[engine] == most]
+            if 2 * len(same) <= len(found) or sync.wanted != wanted:
+                same = []  # nobody knows which of them is right, or others have come meanwhile
+            else:
                 sync.whole(same, left[same[0]].key)
+                making.recipe.replaced(None)  # it may tell of weights before these
         for engine in left.keys() - set(same):
             log.warning("engine %s has other weights than %s", engine, models or same or "any other")
 

@@ -1,6 +1,6 @@
 """Which engines have the weights that they should have. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from seer_sgl.types import EngineId
@@ -102,12 +102,18 @@ class Sync:
     def left(self, engine: EngineId) -> None:
         self._known.pop(engine, None)
 
-    def caught_up(self, engine: EngineId) -> None:
-        """All that the others have had was repeated for it."""
-        known = self._known[engine]
-        known.mark, known.late, known.doubt, known.series = self._wanted, False, "", None
-        known.adapters = dict(self._wanted_adapters)
-        known.had_adapters |= known.adapters
+    def has_caught_up(self, engine: EngineId, mark: int) -> None:
+        """Weights were repeated for it. `mark`: what was wanted when that began."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.mark, known.late, known.doubt = mark, False, ""
+            known.series = None if known.series is None else _Series()
+
+    def has_got_adapter(self, engine: EngineId, name: str, mark: int) -> None:
+        """An adapter was repeated for it. `mark`: what was wanted of this name when that began."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.adapters[name] = known.had_adapters[name] = mark
 
     # ---- series of updates ----
 
@@ -179,13 +185,13 @@ class Sync:
         """
         wanted = self._wanted
         here = [self._known[engine] for engine in engines if engine in self._known]
-        for known in sorted(here, key=lambda known: known.mark != wanted):
-            step = (known.mark, key)
+        for known in here:
+            step, in_step = (known.mark, key), known.mark == wanted and not known.doubt
             if step not in self._next:
                 self._next[step] = self._new()
-                if known.mark == wanted and not known.doubt:
-                    self._wanted = self._last
             known.mark = self._next[step]
+            if in_step:  # whoever made the step: a doubtful engine may have come first
+                self._wanted = known.mark
             if (series := known.series) is not None:
                 series.loaded |= loads
                 series.refused.discard(digest)
@@ -207,14 +213,16 @@ class Sync:
             if known.series is not None:
                 known.series.broken = True
 
-    def loaded(self, engines: Iterable[EngineId], name: str, source: str) -> None:
+    def loaded(self, engines: Collection[EngineId], name: str, source: str) -> None:
         """These have loaded an adapter."""
         here = [self._known[engine] for engine in engines if engine in self._known]
         if not here:
             return
         key = (name, source)
-        mark = self._adapters.get(key, 0)
-        if mark <= max(known.had_adapters.get(name, 0) for known in here):
+        mark, wanted = self._adapters.get(key, 0), self._wanted_adapters.get(name)
+        others = [known for engine, known in self._known.items() if engine not in engines]
+        left = wanted in (None, mark) or any(known.adapters.get(name) == wanted for known in others)
+        if not left or mark <= max(known.had_adapters.get(name, 0) for known in here):
             mark = self._adapters[key] = self._wanted_adapters[name] = self._new()
         for known in here:
             known.adapters[name] = known.had_adapters[name] = mark
@@ -253,6 +261,16 @@ class Sync:
         known = self._known.get(engine)
         return known is not None and not known.mark and not known.doubt
 
+    def wanted_adapter(self, name: str) -> int:
+        """The mark of the adapter of this name that all should have; 0 where there is none."""
+        return self._wanted_adapters.get(name, 0)
+
+    def has_wanted_adapter(self, engine: EngineId, name: str) -> bool:
+        """Whether it has the one of this name that it should have."""
+        known = self._known.get(engine)
+        had = None if known is None else known.adapters.get(name)
+        return had is not None and had == self._wanted_adapters.get(name)
+
     def odd_adapters(self, engine: EngineId) -> tuple[list[str], list[str]]:
         """Adapters that it has and should not have, and those that it lacks."""
         had = self._known[engine].adapters
@@ -276,7 +294,10 @@ class Sync:
 
     def _replaced(self, engines: list[EngineId], key: Key) -> None:
         mark = self._whole.get(key)
-        if mark is None or mark <= max(self._known[engine].mark for engine in engines):
+        others = [engine for engine in self._known if engine not in engines]
+        left = mark == self._wanted or any(map(self.has_wanted_weights, others))
+        # Of weights that nobody has any more nobody is behind: what is asked for now is wanted.
+        if mark is None or not left or mark <= max(self._known[engine].mark for engine in engines):
             self._whole.pop(key, None)  # the newest last
             mark = self._whole[key] = self._wanted = self._new()
         for engine in engines:

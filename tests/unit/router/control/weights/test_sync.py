@@ -134,6 +134,17 @@ def test_an_engine_that_is_behind_does_not_make_what_it_gets_wanted() -> None:
     assert out(sync) == {C}
 
 
+@pytest.mark.parametrize("doubtful", ALL)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_doubtful_engine_does_not_lead_the_others_away(doubtful: EngineId, together: bool) -> None:
+    sync = three()
+    sync.doubted(doubtful, "it failed")
+    if not together:
+        sync.part([doubtful], PART)
+    sync.part([engine for engine in ALL if together or engine != doubtful], PART)
+    assert out(sync) == {doubtful}
+
+
 # ---- series ----
 
 
@@ -292,7 +303,7 @@ def test_one_that_caught_up_alone_is_not_ahead_of_the_others() -> None:
     sync.whole(ALL, DISK)
     sync.joined(C, "default")
     assert sync.has_first_weights(C)
-    sync.caught_up(C)
+    sync.has_caught_up(C, sync.wanted)
     assert out(sync) == set()
 
 
@@ -309,6 +320,19 @@ def test_a_fleet_that_is_wholly_new_may_come_with_other_weights() -> None:
         sync.left(engine)
     sync.joined(A, "5")
     sync.joined(B, "5")
+    assert out(sync) == set()
+
+
+def test_what_nobody_has_any_more_is_not_waited_for() -> None:
+    sync = three()
+    sync.whole(ALL, SEVEN)
+    sync.part(ALL, EIGHT)
+    for engine in ALL:
+        sync.joined(engine, "default")
+    assert out(sync) == set(ALL)
+    sync.whole([A], SEVEN)
+    assert out(sync) == {B, C}, "the older weights were asked for again"
+    sync.whole([B, C], SEVEN)
     assert out(sync) == set()
 
 
@@ -341,6 +365,19 @@ def test_an_adapter_that_is_loaded_again_is_another_one() -> None:
     assert out(sync) == {C}
 
 
+def test_an_adapter_that_nobody_has_any_more_is_not_waited_for() -> None:
+    sync = three()
+    sync.loaded(ALL, "l", "/l1")
+    sync.loaded(ALL, "l", "/l2")
+    for engine in ALL:
+        sync.joined(engine, "default")
+    sync.loaded(ALL, "l", "/l1")
+    assert out(sync) == set()
+    sync.joined(C, "default")
+    sync.loaded([C], "l", "/l2")
+    assert out(sync) == {C}, "others have what is wanted"
+
+
 def test_adapters_and_weights_are_two_things() -> None:
     sync = three()
     sync.loaded(ALL, "l", "/l")
@@ -350,7 +387,7 @@ def test_adapters_and_weights_are_two_things() -> None:
     sync.whole(ALL, DISK)
     assert sync.has_wanted_weights(C)
     assert out(sync) == {C}
-    sync.caught_up(C)
+    sync.has_got_adapter(C, "l", sync.wanted_adapter("l"))
     assert out(sync) == set()
 
 
