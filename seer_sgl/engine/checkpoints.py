@@ -71,7 +71,7 @@ def is_folder_name(model: str) -> bool:
     """Whether it names a folder, rather than a model of some hub or a place behind a URL."""
     if "://" in model:
         return False
-    return Path(model).exists() or model.startswith(("/", "./", "../", "~")) or model.count("/") != 1
+    return os.path.exists(model) or model.startswith(("/", "./", "../", "~")) or model.count("/") != 1
 
 
 def local_folder(
@@ -79,20 +79,20 @@ def local_folder(
 ) -> Path | None:
     """Where a model lies on this machine: as a folder, or as Hugging Face's cache keeps it.
 
-    None where it does not lie here.
+    None where it does not lie here, or lies where it cannot be read.
     """
     if is_folder_name(model):
-        return Path(model) if Path(model).is_dir() else None
+        return Path(model) if os.path.isdir(model) else None
     home = Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(env.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    cache = Path(os.path.expanduser(env.get("HF_HUB_CACHE") or home / "hub"))
     kept = cache / f"models--{model.replace('/', '--')}"
     reference = kept / "refs" / (revision or "main")
     try:
-        commit = reference.read_text().strip() if reference.is_file() else revision or ""
+        commit = reference.read_text().strip() if os.path.isfile(reference) else revision or ""
     except (OSError, UnicodeDecodeError):
         return None
     found = kept / "snapshots" / commit
-    return found if commit and found.is_dir() else None
+    return found if commit and os.path.isdir(found) else None
 
 
 def read_checkpoint(folder: Path, load_format: str | None = None) -> Checkpoint:
@@ -102,24 +102,39 @@ def read_checkpoint(folder: Path, load_format: str | None = None) -> Checkpoint:
         load_format: SGLang's word for the kind of files; None lets it choose.
 
     Raises:
-        UnfitError: it is not there, or not whole.
+        UnfitError: it is not there, cannot be read, or is not whole.
     """
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise UnfitError(f"the folder {folder} {found}; name one that this engine's machine can read")
-    config = _read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    names = _names_in(folder)
+    config = _read_json(folder / CONFIG) if CONFIG in names else {}
     kind = (load_format or "auto").lower()
     if kind not in _READ_AS_SAFETENSORS:
         return Checkpoint(folder, config, None)
-    files = _safetensors_of(folder)
-    if files:
-        return Checkpoint(folder, config, _read_all(folder, files))
-    others = [] if kind in _ONLY_SAFETENSORS else [*folder.glob("*.bin"), *folder.glob("*.pt")]
-    if not others:
+    listed = _weight_map(folder / _INDEX) if _INDEX in names else None
+    if files := _safetensors_of(names, listed):
+        return Checkpoint(folder, config, _read_all(folder, files, listed or {}))
+    others = [name for name in names if name.endswith((".bin", ".pt"))]
+    if kind in _ONLY_SAFETENSORS or not others:
         raise UnfitError(f"{folder} holds no weights: no *.safetensors that SGLang would read")
     if not config:
         raise UnfitError(f"{folder / CONFIG} is missing, and nothing else tells what its weights are")
     return Checkpoint(folder, config, None)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What a folder lists, in order.
+
+    Asked of the system itself: `Path.exists` raises on a parent that may not be searched or on a name
+    that is too long, and `Path.glob` finds nothing where it may not look.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        found = "is a file" if os.path.exists(folder) else "does not exist"
+    except OSError as error:
+        found = f"cannot be read: {error.strerror or error}"
+    except ValueError as error:  # a name that no system can have
+        found = f"cannot be read: {error}"
+    raise UnfitError(f"the folder {folder} {found}; name one that this engine's machine can read")
 
 
 def read_tensors(file: Path) -> dict[str, Shape]:
@@ -168,30 +183,34 @@ def _shape_of(file: Path, name: str, entry: Any) -> Shape:
     return shape
 
 
-def _safetensors_of(folder: Path) -> list[str]:
-    """Names of the files that SGLang would read."""
-    index = folder / _INDEX
-    if index.exists():
-        listed = _read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise UnfitError(f"{index} has no weight_map from tensors to files")
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors that an index lists, and the files that they are to be in."""
+    listed = _read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UnfitError(f"{index} has no weight_map from tensors to files")
+    return listed
+
+
+def _safetensors_of(names: list[str], listed: Mapping[str, str] | None) -> list[str]:
+    """Names of the files that SGLang would read, of those in a folder and what its index lists."""
+    if listed is not None:
         return sorted(set(listed.values()))
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    return names[1:] if names == [_CONSOLIDATED, "model.safetensors"] else names
+    files = [name for name in names if name.endswith(".safetensors")]
+    return files[1:] if files == [_CONSOLIDATED, "model.safetensors"] else files
 
 
-def _read_all(folder: Path, files: Iterable[str]) -> dict[str, Stored]:
+def _read_all(folder: Path, files: Iterable[str], listed: Mapping[str, str]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for file in files:
         for name, shape in read_tensors(folder / file).items():
             if name in found:
                 raise UnfitError(f"tensor {name} is in {folder / found[name].file} and in {file}, too")
             found[name] = Stored(shape, file)
-    index = folder / _INDEX
-    listed = _read_json(index)["weight_map"] if index.exists() else {}
     lost = [name for name, file in listed.items() if name not in found or found[name].file != file]
     if lost:
-        raise UnfitError(f"{index} names {_some(lost)} in files that do not hold it; write it again")
+        raise UnfitError(
+            f"{folder / _INDEX} names {_some(lost)} in files that do not hold it; write it again"
+        )
     return found
 
 

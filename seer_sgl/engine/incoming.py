@@ -4,12 +4,14 @@ What SGLang 0.5.23 finds out while it loads, it finds out too late: weights are 
 server has ended. All that a call itself tells is held against the served checkpoint before.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seer_sgl.engine.checkpoints import (
     Checkpoint,
+    Shape,
     UnfitError,
     is_folder_name,
     local_folder,
@@ -20,6 +22,7 @@ from seer_sgl.engine.checkpoints import (
 from seer_sgl.engine.guards import LARGEST_READ_BYTES, Facts, body_object
 from seer_sgl.engine.payloads import BUCKET, PayloadError, named_shapes
 
+log = logging.getLogger(__name__)
 _NOT_READ = ("dummy", "sharded_state", "presharded", "gguf", "remote", "remote_instance")
 
 
@@ -49,11 +52,20 @@ class Incoming:
         check = _CHECKS.get(path)
         if check is None or len(body) > LARGEST_READ_BYTES:
             return ""
-        reason = check(self, body_object(body))
+        try:
+            reason = check(self, body_object(body))
+        except Exception as error:  # nobody has told SGLang: the update is refused, the engine as it was
+            log.exception("a bug: the check of %s failed", path)
+            reason = f"could not be checked: {type(error).__name__} {error}"
         return f"{path}: {reason}" if reason else ""
 
     def served(self) -> Checkpoint | None:
-        """What the server was started with, None where that is not to be found here."""
+        """What the server was started with, None where that is not to be found here.
+
+        Read when the first update comes, so that an engine that never gets one neither waits for the
+        headers of a large model nor keeps its names. A trainer that has overwritten this very folder
+        before is held against what it has written: then only what is not whole is refused.
+        """
         if not self._read:
             self._read = True
             name, revision = self._facts.get("model_path"), self._facts.get("revision")
@@ -87,8 +99,7 @@ class Incoming:
                 f"{len(shapes)}"
             )
         return self._shapes(
-            (str(name), tuple(shape) if isinstance(shape, list) else None)
-            for name, shape in zip(names, shapes, strict=True)
+            (str(name), _as_shape(shape)) for name, shape in zip(names, shapes, strict=True)
         )
 
     def from_tensor(self, body: Mapping[str, Any]) -> str:
@@ -113,6 +124,12 @@ class Incoming:
         reasons = (other_shape(served, name, shape) for name, shape in found if shape is not None)
         reason = next(filter(None, reasons), "")
         return f"{reason}; send it as that checkpoint has it" if reason else ""
+
+
+def _as_shape(value: Any) -> Shape | None:
+    """None where it is none: SGLang has something to say of that."""
+    whole = isinstance(value, list) and all(type(length) is int for length in value)
+    return tuple(value) if whole else None
 
 
 _CHECKS: dict[str, Callable[[Incoming, Mapping[str, Any]], str]] = {

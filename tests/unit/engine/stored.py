@@ -1,13 +1,17 @@
-"""Small checkpoints, whole and broken, and pickles of tensors that no torch has made."""
+"""Small checkpoints, whole, broken and locked, and pickles of tensors that no torch has made."""
 
 import base64
+import errno
 import io
 import json
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 4, "num_attention_heads": 2}
 SHAPES = {"model.embed.weight": (8, 4), "model.norm.weight": (4,)}
@@ -39,6 +43,22 @@ def write_checkpoint(
         (folder / "config.json").write_text(json.dumps(config))
     write_tensors(folder / "model.safetensors", shapes, dtype)
     return folder
+
+
+def lock(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have the system refuse a look at a folder, as where its parent may not be searched. A test that
+    runs as root is refused nothing, whatever a folder's permissions are."""
+
+    def refusing(asked: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+            if str(path).startswith(str(folder)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return asked(path, *args, **kwargs)
+
+        return refused
+
+    for name in ("stat", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
 
 
 class _Global:

@@ -17,7 +17,9 @@ from seer_sgl.engine.checkpoints import (
     read_tensors,
 )
 from seer_sgl.smallmodel import WEIGHTS
-from tests.unit.engine.stored import CONFIG, SHAPES, write_checkpoint, write_header, write_tensors
+from tests.unit.engine.stored import CONFIG, SHAPES, lock, write_checkpoint, write_header, write_tensors
+
+NAME_ONE = "name one that this engine's machine can read"
 
 
 def unfit(folder: Path, load_format: str | None = None) -> str:
@@ -79,6 +81,29 @@ def test_what_is_no_folder_of_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert read_checkpoint(tmp_path).tensors is None
     assert read_checkpoint(tmp_path, "gguf").tensors is None
+
+
+def test_a_folder_that_cannot_be_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 300)
+    assert unfit(long) == f"the folder {long} cannot be read: File name too long; {NAME_ONE}"
+    assert local_folder(str(long)) is None
+    assert local_folder("owner/" + "x" * 300) is None
+    assert local_folder("owner/name", "x" * 300, {"HF_HUB_CACHE": str(tmp_path)}) is None
+    assert "cannot be read: embedded null" in unfit(Path("/a\0b"))
+
+    folder = write_checkpoint(tmp_path / "locked" / "checkpoint")
+    lock(monkeypatch, folder)
+    assert unfit(folder) == f"the folder {folder} cannot be read: Permission denied; {NAME_ONE}"
+    assert local_folder(str(folder)) is None
+    monkeypatch.undo()
+    assert local_folder(str(folder)) == folder
+
+
+def test_what_is_below_a_file_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "does not exist; name one" in unfit(tmp_path / "file" / "below")
 
 
 @pytest.mark.parametrize("missing", [1, 7, 100, 160, 10_000])

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from seer_sgl.engine.incoming import Incoming
-from tests.unit.engine.stored import SHAPES, bucket, pickled, tensor, write_checkpoint
+from tests.unit.engine.stored import SHAPES, bucket, lock, pickled, tensor, write_checkpoint
 
 DISK = "/update_weights_from_disk"
 TENSOR = "/update_weights_from_tensor"
@@ -76,6 +76,41 @@ def test_shapes_on_their_way_are_compared(incoming: Incoming) -> None:
     told = said(incoming, TENSOR, serialized_named_tensors=[content])
     assert told.startswith(f"{TENSOR}: serialized_named_tensors[0]: tensor model.norm.weight has")
     assert "no whole pickle" in said(incoming, TENSOR, serialized_named_tensors=["gASV"])
+
+
+def test_a_folder_that_cannot_be_looked_at_is_refused(
+    incoming: Incoming, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "locked")
+    lock(monkeypatch, folder)
+    told = said(incoming, DISK, model_path=str(folder))
+    assert told.startswith(f"{DISK}: the folder {folder} cannot be read: Permission denied; ")
+    assert "cannot be read: File name too long" in said(incoming, DISK, model_path="/" + "x" * 300)
+    monkeypatch.undo()
+
+    new = str(write_checkpoint(tmp_path / "new"))
+    for served in (tmp_path / "none" / ("x" * 300), folder):
+        blind = Incoming({"model_path": str(served)})
+        lock(monkeypatch, folder)
+        assert said(blind, DISK, model_path=new) == "", "nothing to compare with"
+
+
+def test_lengths_that_are_none_are_left_to_sglang(incoming: Incoming) -> None:
+    body: dict[str, Any] = {"names": ["model.norm.weight"], "dtypes": ["float32"], "shapes": [[None]]}
+    assert said(incoming, DISTRIBUTED, **body) == ""
+
+
+def test_a_check_that_fails_is_a_refusal(
+    incoming: Incoming, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that ends instead leaves open what became of the weights, and they are as they were."""
+
+    def bug(*_: Any) -> str:
+        raise KeyError("w")
+
+    monkeypatch.setattr("seer_sgl.engine.incoming.misfit", bug)
+    new = str(write_checkpoint(tmp_path / "new"))
+    assert said(incoming, DISK, model_path=new) == f"{DISK}: could not be checked: KeyError 'w'"
 
 
 def test_each_rank_has_an_entry_of_its_own(tmp_path: Path) -> None:

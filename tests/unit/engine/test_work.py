@@ -257,6 +257,15 @@ def test_a_folder_of_weights_is_looked_at_where_the_server_is_ours(launched: boo
         assert message.startswith("/update_weights_from_disk: the folder /none does not exist")
 
 
+def test_a_path_that_cannot_be_looked_at_leaves_the_server_as_it_was() -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        raise AssertionError("it was asked")
+
+    body = msgspec.json.encode({"model_path": "/" + "x" * 300})
+    (refused,) = told(answer, call("/update_weights_from_disk", body), launched=True)
+    assert (refused.status, b"cannot be read: File name too long" in refused.body) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("running", "flush", "note"),
     [(0, 200, ""), (0, 400, " The cache was not flushed: Timed out."), (3, 0, " The cache was not fl")],
