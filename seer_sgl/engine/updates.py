@@ -2,7 +2,8 @@
 
 SGLang 0.5.23 loads weights in its scheduler's own loop; what goes wrong there beyond what it foresees
 (memory of a trainer that has gone, a tensor of another shape, a roll-back that fails like the update)
-takes the server down, and the requests of everybody with it. Here it becomes an answer.
+takes the server down, and the requests of everybody with it. Here it becomes an answer, where there is
+somebody to hear it: the first stage of a pipeline answers before the next one has begun.
 """
 
 import logging
@@ -25,6 +26,9 @@ _WITH_BARRIER = (
 ).split()
 """Where SGLang's ranks wait for each other at the end: one that failed has to be waited for, too."""
 
+_SESSION = ("begin_weight_update", "end_weight_update")
+"""They open and close a session, which SGLang keeps on every rank by itself."""
+
 Update = Callable[[Any, Any], Any]
 log = logging.getLogger(__name__)
 
@@ -45,13 +49,17 @@ def hook_of(method: str) -> Callable[[Update, Any, Any], Any]:
             if not output.success:
                 failure = output.message
         except Exception as error:
-            if _broke_the_device(error):
+            if _broke_the_device(error) or _is_later_stage():
                 raise
             log.exception("%s failed", method)
             failure = _told(method, error)
             if method in _WITH_BARRIER:
                 _barrier(manager)
         failure = _first_failure(manager, failure)
+        if method in _SESSION and failure.startswith(UNDEFINED):
+            # Open on some ranks and not on others, the next call would have some wait for the others for
+            # ever. None is open now: whoever brings whole weights begins anew.
+            manager._session = None
         return _refusal(method, failure) if failure else output
 
     return guarded
@@ -78,6 +86,14 @@ def _broke_the_device(error: Exception) -> bool:
     return isinstance(error, getattr(torch, "AcceleratorError", ()))
 
 
+def _is_later_stage() -> bool:
+    """Whether nobody would hear the answer: success was told, and this stage has other weights than that
+    one. A server that ends is started again, with whole weights."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return int(get_parallel().pp_rank) > 0
+
+
 def _barrier(manager: Any) -> None:
     import torch
 
@@ -85,7 +101,7 @@ def _barrier(manager: Any) -> None:
 
 
 def _first_failure(manager: Any, failure: str) -> str:
-    """What any of the ranks says went wrong: only the first one's answer is heard."""
+    """What any of the ranks says went wrong, the worst of it: only the first one's answer is heard."""
     import torch
 
     group = manager.tp_cpu_group
@@ -94,4 +110,4 @@ def _first_failure(manager: Any, failure: str) -> str:
         return failure
     told: list[str] = [""] * ranks
     torch.distributed.all_gather_object(told, failure, group=group)
-    return next(filter(None, told), "")
+    return max(told, key=lambda said: (said.startswith(UNDEFINED), bool(said)))
