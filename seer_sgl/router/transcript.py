@@ -77,6 +77,7 @@ class Transcript:
         """Of ended chunks, and what the running one has shown."""
         self.epoch = 0
         """Of the weights under which the running chunk was dispatched."""
+        self._latest_epoch = 0
         self.pulled_tokens = 0
         """Prefix that the running chunk is to find in the pool, rather than compute."""
         self.text_known = True
@@ -123,6 +124,14 @@ class Transcript:
 
     # ---- what comes in ----
 
+    def weights_changed(self, epoch: int) -> None:
+        """Note that an epoch begins while a chunk runs: the rest of it may come of other weights.
+
+        Where the change has no name, SGLang does not tell from which token on: the chunk's record has
+        both epochs, its span only the one of its dispatch.
+        """
+        self._latest_epoch = epoch
+
     def progress(self, keep_chars: int, text: str, new_ids: list[int], meta: dict[str, Any]) -> None:
         """Note what the running chunk has brought since the last such note.
 
@@ -168,7 +177,8 @@ class Transcript:
         if ids:
             self._last_engine = engine_id
         record = _chunk_record(answer, engine_id, came_from, input_tokens)
-        self._chunks.append({**record, "pulled_tokens": self.pulled_tokens, "epoch": self.epoch})
+        epochs = {"epoch": self.epoch, "last_epoch": max(self.epoch, self._latest_epoch)}
+        self._chunks.append({**record, "pulled_tokens": self.pulled_tokens, **epochs})
         self._spans += self._own_spans(meta.pop("weight_versions", None) or [])
         if len(self._chunks) == 1:
             self._besides = {k: v for k, v in answer.items() if k not in _ANSWER}

@@ -69,6 +69,7 @@ def test_chunks_add_up() -> None:
         "pool_wait_s": 0.0,
         "pulled_tokens": 0,
         "epoch": 0,
+        "last_epoch": 0,
     }
 
 
@@ -78,6 +79,30 @@ def test_a_change_of_weights_that_nobody_named_still_shows_in_the_spans() -> Non
         transcript.add(answer([7, 8], LENGTH), A, None)
     spans = transcript.answer(0.0, ["", ""])["meta_info"]["weight_versions"]
     assert spans == [{"version": "v1", "start": 0, "end": 4}, {"version": "v1", "start": 4, "end": 6}]
+
+
+def test_a_chunk_during_which_weights_changed_without_a_name_is_marked() -> None:
+    """SGLang tells one version for all of it."""
+    transcript = Transcript("mine", [1])
+    transcript.add(answer([7], LENGTH), A, None)
+    transcript.weights_changed(1)
+    transcript.weights_changed(2)
+    transcript.add(answer([7, 8], LENGTH), A, None)
+    transcript.epoch = 2
+    transcript.add(answer([9], LENGTH), A, None)
+    meta = transcript.answer(0.0, ["", ""])["meta_info"]
+    epochs = [(chunk["epoch"], chunk["last_epoch"]) for chunk in meta["seer"]["chunks"]]
+    assert epochs == [(0, 0), (0, 2), (2, 2)]
+    assert [(span["start"], span["end"]) for span in meta["weight_versions"]] == [(0, 3), (3, 4)]
+
+
+def test_what_a_lost_engine_has_shown_is_marked_like_an_answer() -> None:
+    transcript = Transcript("mine", [1])
+    transcript.progress(0, "a", [7], answer([7], LENGTH)["meta_info"])
+    transcript.weights_changed(1)
+    transcript.keep_progress(A, None)
+    (chunk,) = transcript.answer(0.0, ["", ""])["meta_info"]["seer"]["chunks"]
+    assert (chunk["epoch"], chunk["last_epoch"]) == (0, 1)
 
 
 def test_spans_of_one_version_are_one_span() -> None:
