@@ -44,13 +44,8 @@ class Roster:
         return epoch_name(self._life, self.epoch)
 
     def register(self, peer: bytes, card: Register, now_s: float) -> Member:
-        """Take an engine in; see its `quarantine` for whether it may get traffic."""
-        member = Member(peer, card, now_s)
-        if self.epoch:
-            # Its weights are those it started with, whatever they are called: versions are optional
-            # in every update, so the same name proves nothing.
-            member.quarantine = "it came after the weights had changed, and waits for an update"
-        self.members[card.spec.engine_id] = member
+        """Take an engine in. Whether it may get traffic is not decided here."""
+        member = self.members[card.spec.engine_id] = Member(peer, card, now_s)
         return member
 
     def set_weight_version(self, engine_id: EngineId, version: str) -> None:
@@ -82,8 +77,8 @@ class Roster:
         """Why an engine may not join, or nothing. All engines must serve one model with one page size:
         a chunk that goes on elsewhere must find the same weights and the same pages.
 
-        Once weights have changed, a version says nothing about an engine that joins: it is taken in,
-        and kept in quarantine until it has had an update, too.
+        Once weights have changed, be it under an earlier router, a version says nothing about an engine
+        that joins: it is taken in, and kept in quarantine until it has had an update, too.
         """
         for member in self.members.values():
             ours, theirs = member.card, card
@@ -96,6 +91,7 @@ class Roster:
             sizes = {ours.spec.vocab_size, theirs.spec.vocab_size} - {None}
             if len(sizes) > 1:
                 return f"vocabulary {theirs.spec.vocab_size} differs from {ours.spec.vocab_size}"
-            if not self.epoch and ours.weight_version != theirs.weight_version:
+            fresh = not (self.epoch or ours.weight_history or theirs.weight_history)
+            if fresh and ours.weight_version != theirs.weight_version:
                 return f"weights {theirs.weight_version!r} differ from {ours.weight_version!r}"
         return ""

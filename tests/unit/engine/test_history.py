@@ -2,9 +2,11 @@
 
 import pytest
 
-from seer_sgl.engine.history import WeightHistory
+from seer_sgl.engine.history import Told, WeightHistory, told_of
 
 DISK, NAME = "/update_weights_from_disk", "/update_weight_version"
+PART, CHECKER = "/update_weights_from_distributed", "/weights_checker"
+LOAD, UNLOAD = "/load_lora_adapter", "/unload_lora_adapter"
 
 
 def told(*calls: tuple[str, int]) -> str:
@@ -50,6 +52,54 @@ def test_looking_at_weights_does_not_change_them(action: str, counts: bool) -> N
     history.asked(1, "/weights_checker", b'{"action": "%s"}' % action.encode())
     history.answered(1, 200)
     assert bool(history.told()) == counts
+
+
+@pytest.mark.parametrize(
+    ("calls", "unsure"),
+    [
+        ([(DISK, 200)], False),
+        ([(DISK, 400)], True),
+        ([(DISK, 404)], False),
+        ([(PART, 0)], True),
+        ([(PART, 500), (PART, 200), (NAME, 200)], True),
+        ([(PART, 500), (DISK, 200)], False),
+        ([(PART, 200), ("/end_weight_update", 500)], True),
+        ([(NAME, 400)], False),
+        ([(CHECKER, 200)], True),
+        ([(CHECKER, 200), ("/update_weights_from_ipc", 200)], False),
+    ],
+)
+def test_after_a_failure_only_a_whole_update_makes_sure(
+    calls: list[tuple[str, int]], unsure: bool
+) -> None:
+    assert told_of(told(*calls)).unsure == unsure
+
+
+def test_an_update_of_the_draft_alone_makes_nothing_sure() -> None:
+    history = WeightHistory()
+    for call_id, (body, status) in enumerate([(b"{}", 500), (b'{"selector": "draft"}', 200)]):
+        history.asked(call_id, DISK, body)
+        history.answered(call_id, status)
+    assert told_of(history.told()).unsure
+
+
+def after(*calls: tuple[str, str, int]) -> Told:
+    history = WeightHistory()
+    for call_id, (target, name, status) in enumerate(calls):
+        history.asked(
+            call_id, target, b'{"lora_name": "%s", "lora_path": "/%s"}' % ((name.encode(),) * 2)
+        )
+        history.answered(call_id, status)
+    return told_of(history.told())
+
+
+def test_adapters_are_no_weights() -> None:
+    both = after((LOAD, "x", 200), (LOAD, "y", 200))
+    assert (both.weights, both.unsure, both.names) == ("", False, ("x", "y"))
+    assert both.adapters != after((LOAD, "y", 200), (LOAD, "x", 200)).adapters
+    assert after((LOAD, "x", 200), (UNLOAD, "x", 200)) == Told()
+    assert after((LOAD, "x", 400), (UNLOAD, "x", 400)) == Told()
+    assert after((LOAD, "x", 0)).names == after((LOAD, "x", 200), (UNLOAD, "x", 500)).names == ("x",)
 
 
 def asked(body: bytes) -> str:

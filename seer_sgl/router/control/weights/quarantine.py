@@ -5,17 +5,20 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
+from seer_sgl.engine.history import told_of
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.holds import Holds
 from seer_sgl.router.control.weights.sync import Sync
 from seer_sgl.router.dispatcher import Dispatcher
-from seer_sgl.router.roster import Member
 from seer_sgl.types import EngineId
 
 log = logging.getLogger(__name__)
 
 IN_THE_MIDDLE = "it came in the middle of a weight change"
+UNSURE = "a weight update has failed on its server before it came, and it waits for a whole one"
+ABORT_S = 30.0
+"""How long an engine in quarantine may take to end what it runs before nobody waits for it."""
 
 
 class Quarantine:
@@ -41,7 +44,10 @@ class Quarantine:
             changing: a weight change is on.
         """
         member = self._engines.roster.members[engine]
-        self.sync.joined(engine, start_of(member))
+        told = told_of(member.card.weight_history)
+        version = f"{member.card.weight_version} {told.weights}"
+        why = UNSURE if told.unsure else ""
+        self.sync.joined(engine, version, told.adapters, told.names, why)
         member.quarantine = self.sync.out_of_step().get(engine) or (IN_THE_MIDDLE if changing else "")
         if member.quarantine:
             log.warning("engine %s is in quarantine: %s", engine, member.quarantine)
@@ -102,12 +108,3 @@ class Quarantine:
         with contextlib.suppress(SeerError):
             body = b'{"abort_all":true}'
             await self._engines.ask(engines, "POST", "/abort_request", body, timeout_s=ABORT_S)
-
-
-ABORT_S = 30.0
-"""How long an engine in quarantine may take to end what it runs before nobody waits for it."""
-
-
-def start_of(member: Member) -> str:
-    """What an engine says of the weights that it comes with."""
-    return f"{member.card.weight_version} {member.card.weight_history}"

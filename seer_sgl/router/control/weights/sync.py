@@ -80,24 +80,41 @@ class Sync:
         self._last = 0
         self._wanted = 0
         self._wanted_adapters: dict[str, int] = {}
-        self._first_version = ""
+        self._first: tuple[str, str] | None = None
+        """What the first engine said of itself whose word can be taken."""
         self._next: dict[tuple[int, Key], int] = {}
         self._whole: dict[Key, int] = {}
         self._adapters: dict[Key, int] = {}
 
     # ---- engines ----
 
-    def joined(self, engine: EngineId, version: str) -> None:
+    def joined(
+        self,
+        engine: EngineId,
+        version: str,
+        adapters: str = "",
+        names: Iterable[str] = (),
+        why: str = "",
+    ) -> None:
         """An engine is here.
 
         Args:
             version: what it says of its weights. Before any change, the same means the same weights.
+            adapters: what it says of its adapters. Before any was loaded here, the same of both.
+            names: of adapters that it may have.
+            why: its weights may be anything, whatever it says.
         """
         self.left(engine)
-        if not self._known and not self._wanted:
-            self._first_version = version
-        mark = 0 if version == self._first_version else self._new()
-        self._known[engine] = _Known(mark, late=mark != self._wanted)
+        if not why and (self._first is None or not (self._known or self._wanted)):
+            self._first = (version, adapters)
+        told = (version, adapters)
+        if self._adapters and self._first is not None:
+            told = (version, self._first[1])
+        mark = 0 if told == self._first and not why else self._new()
+        known = self._known[engine] = _Known(mark, late=mark != self._wanted, doubt=why)
+        if self._adapters:
+            # Which ones they are nobody knows; they make way for what is wanted.
+            known.adapters = {name: self._new() for name in names}
 
     def left(self, engine: EngineId) -> None:
         self._known.pop(engine, None)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import pytest
 
 from seer_sgl.engine.process import free_port
 from seer_sgl.testing.controls import Asked, Reply
@@ -130,7 +131,38 @@ def test_an_engine_that_registers_again_gets_its_adapters_anew() -> None:
             has_it_already(b)
             it.service._remove(EngineId("b"), "silent")
             await until(lambda: len(it.service.roster) == 2)
-            assert [call.path for call in asked(b, LOAD, UNLOAD)][1:] == [LOAD, UNLOAD, LOAD]
+            assert [call.path for call in asked(b, LOAD, UNLOAD)][1:] == [UNLOAD, LOAD]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_an_engine_whose_adapters_alone_have_changed_comes_back_without_an_update(stays: bool) -> None:
+    async def scenario() -> None:
+        a, b = server("a"), server("b")
+        adapter = {"lora_name": "x", "lora_path": "/x"}
+        async with cluster(a, b) as it:
+            await good(post(it, LOAD, adapter))
+            if not stays:
+                await good(post(it, UNLOAD, adapter))
+            before = len(asked(b, LOAD, UNLOAD))
+            it.service._remove(EngineId("b"), "silent")
+            await until(lambda: len(it.service.roster) == 2)
+            assert len(asked(b, LOAD, UNLOAD)) == before + 2 * stays
+
+    run(scenario())
+
+
+def test_an_adapter_that_an_engine_should_have_lost_meanwhile_is_unloaded() -> None:
+    async def scenario() -> None:
+        a, b = server("a"), server("b")
+        adapter = {"lora_name": "x", "lora_path": "/x"}
+        async with cluster(a, b, engine_ports=free_port()) as it:
+            await good(post(it, LOAD, adapter))
+            await good(at(it, "a", UNLOAD, adapter))
+            it.service._remove(EngineId("b"), "silent")
+            await until(lambda: len(it.service.roster) == 2)
+            assert len(asked(b, UNLOAD)) == 1
 
     run(scenario())
 

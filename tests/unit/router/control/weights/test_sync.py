@@ -336,6 +336,26 @@ def test_what_nobody_has_any_more_is_not_waited_for() -> None:
     assert out(sync) == set()
 
 
+def test_the_first_whose_word_can_be_taken_says_what_all_should_have() -> None:
+    sync = Sync()
+    sync.joined(A, "default 1", why="it failed")
+    sync.joined(B, "default 2")
+    sync.joined(C, "default 1")
+    assert sync.out_of_step() == {A: "it failed", C: LATE}
+    sync.joined(A, "default 2", why="it failed")
+    assert not sync.has_first_weights(A), "the same name proves nothing"
+    sync.whole(ALL, DISK)
+    assert out(sync) == set()
+
+
+def test_before_any_adapter_was_loaded_all_have_to_say_the_same_of_theirs() -> None:
+    sync = Sync()
+    sync.joined(A, "default", "1", ["l"])
+    sync.joined(B, "default", "1", ["l"])
+    sync.joined(C, "default")
+    assert out(sync) == {C}
+
+
 # ---- adapters ----
 
 
