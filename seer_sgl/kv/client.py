@@ -4,9 +4,9 @@ The only file that imports `mooncake`. All calls block; against a dead master th
 milliseconds, against one that hangs only after the library's own timeouts.
 """
 
+import http.client
 import logging
 import socket
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,12 +100,18 @@ class StoreClient:
         return found
 
     def release(self, keys: Sequence[str]) -> list[Outcome]:
-        """Remove objects that nobody reads; what came of each. None is taken from a reader."""
+        """Remove objects that nobody reads; what came of each. None is taken from a reader.
+
+        Where nothing of one call could be removed nor looked at, the rest is not tried: a master that
+        hangs holds up every call.
+        """
         outcomes: list[Outcome] = []
         for some in _batches(keys):
             codes = self._store.batch_remove(some)
             outcomes += [_REMOVED.get(code, Outcome.FAILED) for code in codes]
-        return outcomes
+            if not any(code in _REMOVED for code in codes):
+                break
+        return outcomes + [Outcome.FAILED] * (len(keys) - len(outcomes))
 
     def prefetch(self, keys: Sequence[str], segment: str = "") -> int:
         """Bring objects near before they are wanted; how many of them are.
@@ -156,12 +162,10 @@ def room(metrics: str) -> Room | None:
     """
     try:
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=METRICS_TIMEOUT_S) as answer:
-            text = answer.read().decode()
-    except (OSError, urllib.error.URLError, ValueError):
+            values = dict(_gauges(answer.read().decode()))
+        return Room(int(values["master_allocated_bytes"]), int(values["master_total_capacity_bytes"]))
+    except (OSError, http.client.HTTPException, ArithmeticError, ValueError, KeyError):
         return None
-    values = dict(_gauges(text))
-    used, capacity = values.get("master_allocated_bytes"), values.get("master_total_capacity_bytes")
-    return None if used is None or capacity is None else Room(int(used), int(capacity))
 
 
 def _gauges(text: str) -> Iterator[tuple[str, float]]:

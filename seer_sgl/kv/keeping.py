@@ -15,6 +15,7 @@ from seer_sgl.kv.messages import (
     Found,
     FromRouter,
     Grew,
+    GroupOver,
     Layout,
     LookUp,
     Message,
@@ -86,7 +87,7 @@ class Keeping:
         if isinstance(message, Layout):
             return self._lay_out(message, router, now_s)
         if self._layout is None:
-            return [(router, Found(message.request, 0))] if isinstance(message, LookUp) else []
+            return [_nobody_looked(router, message)] if isinstance(message, LookUp) else []
         match message:
             case Beat():
                 self.ledger.heard(router, now_s)
@@ -98,6 +99,8 @@ class Keeping:
                     return [(router, Unknown(request))]
             case Closed(request=request, done=done, ids=ids, finished=finished):
                 self.ledger.closed(router, request, done, ids, finished, now_s)
+            case GroupOver(group=group):
+                self.ledger.group_over(router, group, now_s)
             case LookUp():
                 return self._seek(router, message, now_s)
             case EpochChanged():
@@ -111,8 +114,7 @@ class Keeping:
                 log.error("a layout without pages: %s", layout)
                 return []
             # What was named otherwise cannot be found any more; the store will evict it.
-            replies = [(peer, Found(request, 0)) for peer, request in self._seeking]
-            self._seeking.clear()
+            replies = self._give_up_seeking()
             self._layout = layout
             self._objects = Objects(layout.prefix, tuple(layout.suffixes))
             self.ledger = Ledger(layout.page_tokens, self._settings, self._counts)
@@ -122,11 +124,20 @@ class Keeping:
     def _seek(self, router: bytes, asked: LookUp, now_s: float) -> Replies:
         digests = self.ledger.wanted(router, asked.request, asked.tokens)
         if digests is None:
-            return [(router, Unknown(asked.request)), (router, Found(asked.request, 0))]
-        if not digests or not self._up:
-            return [(router, Found(asked.request, 0))]
-        self._seeking[router, asked.request] = Seeking(digests, now_s + asked.patience_s, now_s)
+            return [(router, Unknown(asked.request)), _nobody_looked(router, asked)]
+        if not self._up:
+            return [_nobody_looked(router, asked)]
+        if not digests:
+            return [(router, Found(asked.request, asked.tokens, 0))]
+        seeking = Seeking(asked.tokens, digests, now_s + asked.patience_s, now_s)
+        self._seeking[router, asked.request] = seeking
         return []
+
+    def _give_up_seeking(self) -> Replies:
+        """To all who wait: nobody can look."""
+        asked = [*self._seeking.items()]
+        self._seeking.clear()
+        return [(peer, Found(name, seeking.asked_tokens, None)) for (peer, name), seeking in asked]
 
     # ---- time ----
 
@@ -143,20 +154,19 @@ class Keeping:
         if now_s >= self._tell_s:
             replies += self._look_round(now_s)
         try:
-            replies += self._look_up(now_s)
-            self._sweep(now_s)
+            if self._up:
+                self._look_up(now_s, replies)
+                self._sweep(now_s)
         except PoolUnreachable as error:
             self._fail(error)
-        return replies
+        return replies if self._up else [*replies, *self._give_up_seeking()]
 
-    def _look_up(self, now_s: float) -> Replies:
+    def _look_up(self, now_s: float, replies: Replies) -> None:
+        """Add what can be answered to the replies: so it is not lost where a later question fails."""
         names = [name for name, seeking in self._seeking.items() if seeking.next_s <= now_s]
         if not names:
-            return []
-        if not self._up:
-            return [(*name[:1], Found(name[1], 0)) for name in names if self._seeking.pop(name)]
+            return
         there = self._pages_exist([self._seeking[name].page for name in names])
-        replies: Replies = []
         for name, found in zip(names, there, strict=True):
             seeking = self._seeking[name]
             if not found and not seeking.is_over(now_s):
@@ -165,19 +175,25 @@ class Keeping:
             pages = seeking.counted(self._pages_exist(seeking.digests), now_s)
             if pages is not None:
                 del self._seeking[name]
-                replies.append((name[0], Found(name[1], pages * self.ledger.page_tokens)))
-        return replies
+                tokens = pages * self.ledger.page_tokens
+                replies.append((name[0], Found(name[1], seeking.asked_tokens, tokens)))
 
     def _sweep(self, now_s: float) -> None:
         if not self._up or self._store is None:
             return
-        for run in self.ledger.due(now_s, PAGES_AT_ONCE):
-            outcomes = self._store.release(self._objects.keys(run.split_digests()))
-            parts = len(self._objects.suffixes)
-            pages = [_of_page(outcomes[at : at + parts]) for at in range(0, len(outcomes), parts)]
-            self.ledger.swept(run, pages, now_s)
-            if Outcome.FAILED in pages:
-                self._failures += 1
+        runs = self.ledger.due(now_s, PAGES_AT_ONCE)
+        if not runs:
+            return
+        digests = [digest for run in runs for digest in run.split_digests()]
+        outcomes = self._store.release(self._objects.keys(digests))
+        parts = len(self._objects.suffixes)
+        pages = [_of_page(outcomes[at : at + parts]) for at in range(0, len(outcomes), parts)]
+        at = 0
+        for run in runs:
+            end = at + run.pages
+            self.ledger.swept(run, pages[at:end], now_s)
+            self._failures += Outcome.FAILED in pages[at:end]
+            at = end
 
     def _pages_exist(self, digests: Iterable[bytes]) -> list[bool]:
         if self._store is None:
@@ -238,6 +254,10 @@ class Keeping:
         if self._up:
             log.warning("%s. Until it answers, nothing is removed from it", error)
         self._up = False
+
+
+def _nobody_looked(router: bytes, asked: LookUp) -> tuple[bytes, Message]:
+    return router, Found(asked.request, asked.tokens, None)
 
 
 def _of_page(outcomes: Sequence[Outcome]) -> Outcome:

@@ -1,7 +1,7 @@
 """Who needs which page of the pool, and which pages go when. Pure: events and times in, decisions out.
 
 A page is held by every live request that begins with it, by its group as far as the group's requests
-have it in common, and by requests that were aborted and may come back. Once nobody holds it, it is
+have it in common, until the last of them is over, and by requests that were aborted and may come back. Once nobody holds it, it is
 removed, several times at growing distances: SGLang writes pages after it has answered, and a page that
 is being read cannot be removed. Whoever comes back to it meanwhile holds it again.
 """
@@ -19,6 +19,8 @@ from seer_sgl.kv.runs import Run, Runs, common
 T = TypeVar("T")
 Name = tuple[bytes, str]
 """A router, and its name for a request or a group."""
+MOST_VOID = 4
+"""Entries of the heap for each run, most of them void, before those are left out."""
 
 
 class Outcome(Enum):
@@ -45,13 +47,14 @@ class LedgerSettings:
     failed_s: float = 5.0
     """After a sweep that failed. It does not count."""
     linger_s: float = 10.0
-    """A group's common pages stay for so long after its last live request."""
+    """A group's common pages stay for so long after its end."""
     kept_s: float = 900.0
     """So do those of an aborted request."""
     silent_s: float = 120.0
     """A router that says nothing for so long is gone, with all its requests."""
     live_s: float = 6 * 3600.0
-    """A request that its router says nothing about for so long is over."""
+    """A request that its router says nothing about for so long is over; so is a group that nothing has
+    begun in for so long."""
     high: float = 0.85
     low: float = 0.75
     """A pool fuller than `high` gives up what is kept, oldest first, until it would be at `low`."""
@@ -105,7 +108,10 @@ class Ledger:
     """The one heard of longest ago first."""
     _groups: dict[Name, _Group] = field(default_factory=dict)
     _ending: dict[Name, float] = field(default_factory=dict)
-    """Groups without live requests, and since when; the oldest first."""
+    """Groups that are over, and since when; the oldest first."""
+    _open: dict[Name, float] = field(default_factory=dict)
+    """Groups that are not, by when a request of theirs has begun; the longest ago first. The router holds
+    requests of theirs that have never run, which nobody tells of here."""
     _kept: dict[tuple[bytes, Run], float] = field(default_factory=dict)
     """Where aborted requests end, and since when; the oldest first."""
     _routers: dict[bytes, float] = field(default_factory=dict)
@@ -130,6 +136,8 @@ class Ledger:
         mine = self._groups.setdefault((router, group), _Group())
         mine.live += 1
         self._ending.pop((router, group), None)
+        self._open.pop((router, group), None)
+        self._open[router, group] = now_s
         if self.runs.pages < self.settings.most_pages:
             live.last = self.runs.extend(None, live.chain.extend(ids))
             self._share(mine, live.last, now_s)
@@ -176,9 +184,15 @@ class Ledger:
         self._end(router, live, now_s)
         return whole
 
-    def epoch_changed(self, router: bytes, now_s: float) -> None:
-        """All pages of a router's requests go."""
+    def group_over(self, router: bytes, group: str, now_s: float) -> None:
+        """No more requests of a group will begin."""
         self.heard(router, now_s)
+        self._close_group((router, group), now_s)
+
+    def epoch_changed(self, router: bytes, now_s: float) -> None:
+        """All pages of a router's requests go, and its groups are over: they have other names now."""
+        self.heard(router, now_s)
+        self._close_groups_of(router, now_s)
         for (owner, _), live in self._live.items():
             if owner == router and not live.stale:
                 live.stale = True
@@ -216,6 +230,8 @@ class Ledger:
         settings = self.settings
         for router in [r for r, s in self._routers.items() if now_s - s >= settings.silent_s]:
             self._forget_router(router, now_s)
+        for name in _older(self._open.items(), now_s - settings.live_s):
+            self._close_group(name, now_s)
         for name in _older(self._ending.items(), now_s - settings.linger_s):
             self._end_group(name, now_s)
         self._give_up_kept(_older(self._kept.items(), now_s - settings.kept_s), now_s)
@@ -224,16 +240,18 @@ class Ledger:
             self._end(name[0], self._live.pop(name), now_s)
 
     def pressed(self, used_bytes: int, capacity_bytes: int, now_s: float) -> None:
-        """The pool is so full: above the watermark, give up what is kept, oldest first."""
+        """The pool is so full: above the watermark, give up what is kept, oldest first. Groups that have
+        ended go before: what they hold may be a beginning of what was aborted."""
         if used_bytes <= self.settings.high * capacity_bytes:
             return
         share = 1 - self.settings.low * capacity_bytes / used_bytes
         goal = self.runs.held_pages - int(share * self.runs.held_pages)
-        while self.runs.held_pages > goal and (self._kept or self._ending):
-            if self._kept:
-                self._give_up_kept([next(iter(self._kept))], now_s)
-            else:
-                self._end_group(next(iter(self._ending)), now_s)
+        for group in [*self._ending]:
+            if self.runs.held_pages > goal:
+                self._end_group(group, now_s)
+        for name in [*self._kept]:
+            if self.runs.held_pages > goal:
+                self._give_up_kept([name], now_s)
 
     @property
     def next_due_s(self) -> float | None:
@@ -257,11 +275,12 @@ class Ledger:
         leased = outcomes.count(Outcome.LEASED)
         self.counts.released += removed
         if run.tries:
-            self.counts.late += removed
+            self.counts.late += max(0, removed - run.leased)
         if Outcome.FAILED in outcomes:
             self._schedule(run, now_s + self.settings.failed_s)
             return
         run.tries += 1
+        run.leased = leased
         waits = self.settings.sweeps_s
         most = len(waits) + self.settings.more_sweeps
         if run.tries < len(waits):
@@ -284,6 +303,10 @@ class Ledger:
         self._number += 1
         run.due_s = due_s
         heapq.heappush(self._due, (due_s, self._number, run))
+        if len(self._due) > MOST_VOID * (len(self.runs) + 1):
+            waits = (run for run in self.runs if run.due_s is not None)
+            self._due = [(run.due_s or 0.0, number, run) for number, run in enumerate(waits)]
+            heapq.heapify(self._due)
 
     def _share(self, group: _Group, last: Run | None, now_s: float) -> None:
         shared = common(group.shared, last) if group.begun else last
@@ -309,10 +332,8 @@ class Ledger:
             self.runs.unpin(live.last)
         else:
             self._free(live.last, now_s)
-        group = self._groups[router, live.group]
-        group.live -= 1
-        if not group.live:
-            self._ending[router, live.group] = now_s
+        self._groups[router, live.group].live -= 1
+        self._end_if_over((router, live.group), now_s)
 
     def _grow_stale(self, live: _Live, digests: list[bytes], now_s: float) -> None:
         older = live.last
@@ -322,12 +343,25 @@ class Ledger:
         self._free(live.last, now_s)
         self.runs.unpin(older)
 
+    def _close_group(self, name: Name, now_s: float) -> None:
+        if self._open.pop(name, None) is not None:
+            self._end_if_over(name, now_s)
+
+    def _close_groups_of(self, router: bytes, now_s: float) -> None:
+        for name in [name for name in self._open if name[0] == router]:
+            self._close_group(name, now_s)
+
+    def _end_if_over(self, name: Name, now_s: float) -> None:
+        if not self._groups[name].live and name not in self._open:
+            self._ending[name] = now_s
+
     def _end_group(self, name: Name, now_s: float) -> None:
         del self._ending[name]
         self._free(self._groups.pop(name).shared, now_s)
 
     def _forget_router(self, router: bytes, now_s: float) -> None:
         del self._routers[router]
+        self._close_groups_of(router, now_s)
         for name in [name for name in self._live if name[0] == router]:
             self._end(router, self._live.pop(name), now_s)
         for name in [name for name in self._ending if name[0] == router]:

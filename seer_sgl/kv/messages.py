@@ -6,7 +6,7 @@ lost on the way costs memory in the pool for a while, never anything else.
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by every change that an older peer would misread; part of every frame's tag."""
 
 
@@ -18,7 +18,8 @@ class Message(msgspec.Struct, frozen=True, tag=lambda name: f"{name}.{PROTOCOL}"
 
 
 class Layout(Message, frozen=True):
-    """How engines name their pages; the same for all. Another one than before: all known pages go."""
+    """How engines name their pages; the same for all. Another one than before: what is known is forgotten,
+    and the store is left to remove it."""
 
     prefix: str
     suffixes: list[str]
@@ -26,7 +27,8 @@ class Layout(Message, frozen=True):
 
 
 class Opened(Message, frozen=True):
-    """A request is about to run for the first time, or after an epoch has changed."""
+    """A request is about to run for the first time, or the first time after an epoch has changed; or the
+    keeper did not know it. More of its group may come until `GroupOver`."""
 
     request: str
     group: str
@@ -57,6 +59,12 @@ class Closed(Message, frozen=True):
     """Its own pages go now. Otherwise they are kept for a while, as a client may go on with it."""
 
 
+class GroupOver(Message, frozen=True):
+    """No request of a group is left at the router, not even one that has never run."""
+
+    group: str
+
+
 class LookUp(Message, frozen=True):
     """Say how much of a request is in the pool: once it is so much, or when the patience is over."""
 
@@ -66,7 +74,8 @@ class LookUp(Message, frozen=True):
 
 
 class EpochChanged(Message, frozen=True):
-    """The weights are others: all known pages go."""
+    """The weights are others: all known pages of the router's requests are removed, and its groups are
+    over."""
 
 
 class Beat(Message, frozen=True):
@@ -77,10 +86,13 @@ class Beat(Message, frozen=True):
 
 
 class Found(Message, frozen=True):
-    """So many tokens of a request's beginning are in the pool, in whole pages."""
+    """The answer to a `LookUp`."""
 
     request: str
-    tokens: int
+    asked_tokens: int
+    """Of which one: so many it asked for."""
+    tokens: int | None
+    """So many of the request's beginning are in the pool, in whole pages; None: nobody could look."""
 
 
 class Unknown(Message, frozen=True):
@@ -106,7 +118,7 @@ class Usage(Message, frozen=True):
     """The store's master answers."""
 
 
-FromRouter = Layout | Opened | Grew | Closed | LookUp | EpochChanged | Beat
+FromRouter = Layout | Opened | Grew | Closed | GroupOver | LookUp | EpochChanged | Beat
 FromKeeper = Found | Unknown | Usage
 
 _encoder = msgspec.msgpack.Encoder()

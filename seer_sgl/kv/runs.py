@@ -14,7 +14,7 @@ from seer_sgl.kv.keys import DIGEST_BYTES
 class Run:
     """Pages that follow one another, held by the same holders."""
 
-    __slots__ = ("children", "digests", "due_s", "holders", "parent", "swept", "tries")
+    __slots__ = ("children", "digests", "due_s", "holders", "leased", "parent", "swept", "tries")
 
     def __init__(self, parent: "Run | None", digests: bytes | bytearray) -> None:
         self.parent = parent
@@ -26,6 +26,8 @@ class Run:
         """When nobody holds it: the next time to remove its pages."""
         self.tries = 0
         """How often that has been done."""
+        self.leased = 0
+        """Pages that could not be removed the last time, as somebody might have been reading them."""
         self.swept = False
         """It has been done often enough."""
 
@@ -54,6 +56,9 @@ class Runs:
         self.pages = 0
         """Held or not."""
         self.held_pages = 0
+
+    def __len__(self) -> int:
+        return len(self._by_first)
 
     def __iter__(self) -> Iterator[Run]:
         return iter(self._by_first.values())
@@ -133,7 +138,7 @@ class Runs:
         run.holders += 1
         if run.holders == 1:
             self.held_pages += run.pages
-            run.due_s, run.tries, run.swept = None, 0, False
+            run.due_s, run.tries, run.leased, run.swept = None, 0, 0, False
 
     def _split(self, run: Run, pages: int) -> Run:
         """Cut after so many pages. The later part stays the same object, as its holders end there."""
@@ -141,6 +146,7 @@ class Runs:
         upper = Run(run.parent, run.digests[:cut])
         upper.holders, upper.children = run.holders, 1
         upper.due_s, upper.tries, upper.swept = run.due_s, run.tries, run.swept
+        upper.leased = run.leased
         run.parent, run.digests = upper, run.digests[cut:]
         self._by_first[_first(upper)] = upper
         self._by_first[_first(run)] = run

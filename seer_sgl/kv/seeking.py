@@ -18,11 +18,13 @@ class Seeking:
     """One question.
 
     Args:
+        asked_tokens: as the question says.
         digests: of the wanted pages, at least one.
         deadline_s: when it is answered at the latest.
         next_s: when to ask.
     """
 
+    asked_tokens: int
     digests: list[bytes]
     deadline_s: float
     next_s: float

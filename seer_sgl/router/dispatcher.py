@@ -209,6 +209,8 @@ class Dispatcher:
         self._gathering.flush()
         self.roster.epoch += 1
         self.epoch = self._epoch_now()
+        for dispatch in self._running.values():  # they go on, under other weights
+            self._live[dispatch.request_id].transcript.weights_changed(self.epoch.number)
         self._groups.new_epoch()
         self._pooling.new_epoch()
         self._handle([EpochChanged()])
@@ -242,7 +244,8 @@ class Dispatcher:
             if live.state == "submitted" and not self._gathering.take(name):
                 cancelled.append(Cancelled(name))
             else:
-                self._live.pop(name, None)
+                if self._live.pop(name, None) is not None:
+                    self._pooling.over(live, finished=False)
                 live.end(Deliver(name, "cancelled"))
         if cancelled:
             self._handle(cancelled)
@@ -250,7 +253,9 @@ class Dispatcher:
     # ---- on their way ----
 
     def _submit(self, placed: list[tuple[Live, Submitted]]) -> None:
-        self._live.update((live.request_id, live) for live, _ in placed)
+        for live, _ in placed:
+            self._live[live.request_id] = live
+            self._pooling.submitted(live)
         self._gathering.add([event for _, event in placed])
 
     def _close(self, call: Call) -> None:

@@ -1,7 +1,7 @@
 """The router's line to the pool's keeper: it tells what runs, and asks what is in the pool.
 
-Nothing here blocks, and nothing waits for the keeper without an end: while it is away, what it would be
-told is dropped, and what it would be asked is answered with 0.
+Nothing here blocks, and nothing waits for the keeper: while it is away, what it would be told is dropped,
+and what it would be asked is not answered. Who asks knows when to go on.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
 from seer_sgl.errors import StartError
@@ -21,6 +22,7 @@ from seer_sgl.kv.messages import (
     EpochChanged,
     Found,
     Grew,
+    GroupOver,
     Layout,
     LookUp,
     Message,
@@ -39,17 +41,15 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 FRESH_S = 3.5
 """A keeper that has said nothing for so long is away."""
-GRACE_S = 0.5
-"""What an answer may take beyond the asker's patience."""
 QUEUED_DELIVERIES = 1000
 """To a keeper that is there and does not read; beyond it they are dropped."""
 
-OnFound = Callable[[RequestId, int], None]
+OnFound = Callable[[RequestId, int | None], None]
 OnState = Callable[[bool | None], None]
 _STATES = {
     True: "the KV pool works",
-    False: "the KV pool is down: KV is computed again",
-    None: "nothing is known of the KV pool: its keeper is silent, or no engine has named its pages",
+    False: "there is no KV pool, or it is down: KV is computed again",
+    None: "nothing is known of the KV pool: nobody keeps it, or its keeper is silent",
 }
 
 
@@ -73,12 +73,18 @@ class NoPool:
     """What the keeper said last; `up` is False while it is away."""
     dropped = 0
     """Messages that did not leave."""
+    releases = False
+    """Whether somebody frees what finished requests have written."""
 
     def __init__(self) -> None:
-        self._on_found: OnFound | None = None
+        self._layout: Layout | None = None
+        self._on_state: OnState | None = None
+        self._state: bool | None = None
 
     def layout(self, prefix: str, suffixes: Sequence[str], page_tokens: int) -> None:
-        """How the engines name their pages. May be told again."""
+        """How the engines name their pages in the pool that they share. May be told again."""
+        self._layout = Layout(prefix, list(suffixes), page_tokens)
+        self._tell_state()
 
     def opened(
         self,
@@ -96,9 +102,12 @@ class NoPool:
     def closed(self, request: RequestId, ids: Sequence[int], finished: bool) -> None:
         """A request is over. `finished`: nobody will go on with it, its own pages may go."""
 
+    def group_over(self, group: str) -> None:
+        """All requests of a group are over, those too that were never opened."""
+
     def look_up(self, request: RequestId, tokens: int, patience_s: float) -> None:
-        """Ask how much of a request is in the pool. `on_found` is called once for each time."""
-        asyncio.get_running_loop().call_soon(self._found, request, 0)
+        """Ask how much of a request is in the pool. `on_found` is called at most once for each time, and
+        not for a question after which another one was asked."""
 
     def epoch_changed(self) -> None:
         """All known pages go. Requests that go on have to be opened again."""
@@ -109,21 +118,30 @@ class NoPool:
         """Answer questions until cancelled.
 
         Args:
-            on_found: with each question's request and the tokens that are there; it may have ended.
-            on_state: called when the pool comes up (True), goes down, or nothing is known of it (None),
-                as it is at first.
+            on_found: with a question's request, which may have ended, and the tokens that are there; None
+                where nobody could look.
+            on_state: called when the pool comes up (True), is not there (False), or nothing is known of it
+                (None), as it is at first.
             reopen: what a request is whose story the keeper has lost; None where it is over.
         """
-        del on_state, reopen
-        self._on_found = on_found
+        del on_found, reopen
+        self._on_state = on_state
+        self._tell_state()
         await asyncio.Event().wait()
 
     def close(self) -> None:
         """Let go of what is open."""
 
-    def _found(self, request: RequestId, tokens: int) -> None:
-        if self._on_found is not None:
-            self._on_found(request, tokens)
+    def _state_now(self) -> bool | None:
+        """A pool that no engine has named pages of is none."""
+        return False if self._layout is None else None
+
+    def _tell_state(self) -> None:
+        state = self._state_now()
+        if self._on_state is not None and state is not self._state:
+            self._state = state
+            log.info(_STATES[state])
+            self._on_state(state)
 
 
 class _LossyPump(Pump):
@@ -142,6 +160,8 @@ class PoolKeeper(NoPool):
         StartError: it is no address.
     """
 
+    releases = True
+
     def __init__(self, address: str) -> None:
         super().__init__()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -152,12 +172,11 @@ class PoolKeeper(NoPool):
         self._socket.setsockopt(zmq.IDENTITY, b"router-" + secrets.token_hex(8).encode())
         self._socket.setsockopt(zmq.IPV6, 1)
         self._pump = _LossyPump(self._socket)
-        self._layout: Layout | None = None
         self._told: dict[RequestId, int] = {}
         """Tokens told of each live request."""
-        self._asked: dict[RequestId, asyncio.TimerHandle] = {}
-        self._on_state: OnState | None = None
-        self._state: bool | None = None
+        self._asked: dict[RequestId, int] = {}
+        """Tokens that live requests have asked for, and no answer has come."""
+        self._on_found: OnFound | None = None
         self._reopen: Reopen | None = None
         self._heard_s = 0.0
         """When the keeper spoke last; 0 while it is silent."""
@@ -199,18 +218,20 @@ class PoolKeeper(NoPool):
             self._send(Grew(request, done, packed(ids)))
 
     def closed(self, request: RequestId, ids: Sequence[int], finished: bool) -> None:
+        self._asked.pop(request, None)
         done = self._told.pop(request, None)
         if done is not None:
             self._send(Closed(request, done, packed(ids), finished))
 
+    def group_over(self, group: str) -> None:
+        self._send(GroupOver(group))
+
     def look_up(self, request: RequestId, tokens: int, patience_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        if (older := self._asked.pop(request, None)) is not None:
-            older.cancel()
-            loop.call_soon(self._found, request, 0)
-        wait_s = patience_s + GRACE_S if self.usage.up else 0.0
-        self._asked[request] = loop.call_later(wait_s, self._give_up, request)
-        if self.usage.up:
+        self._asked.pop(request, None)
+        if request not in self._told:
+            asyncio.get_running_loop().call_soon(self._found, request, None)
+        elif self.usage.up:
+            self._asked[request] = tokens
             self._send(LookUp(request, tokens, patience_s))
 
     def epoch_changed(self) -> None:
@@ -220,6 +241,7 @@ class PoolKeeper(NoPool):
         self, on_found: OnFound, on_state: OnState | None = None, reopen: Reopen | None = None
     ) -> None:
         self._on_found, self._on_state, self._reopen = on_found, on_state, reopen
+        self._tell_state()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pump.run(self._take))
             group.create_task(self._beat())
@@ -240,20 +262,19 @@ class PoolKeeper(NoPool):
             match message:
                 case Usage():
                     self._note(message)
-                case Found(request=request, tokens=tokens):
-                    self._answered(RequestId(request), tokens)
+                case Found():
+                    self._answered(RequestId(message.request), message)
                 case Unknown(request=request):
                     self._open_again(RequestId(request))
 
-    def _answered(self, request: RequestId, tokens: int) -> None:
-        asked = self._asked.pop(request, None)
-        if asked is not None:
-            asked.cancel()
-            self._found(request, tokens)
+    def _answered(self, request: RequestId, found: Found) -> None:
+        if self._asked.get(request) == found.asked_tokens:
+            del self._asked[request]
+            self._found(request, found.tokens)
 
-    def _give_up(self, request: RequestId) -> None:
-        if self._asked.pop(request, None) is not None:
-            self._found(request, 0)
+    def _found(self, request: RequestId, tokens: int | None) -> None:
+        if self._on_found is not None:
+            self._on_found(request, tokens)
 
     def _open_again(self, request: RequestId) -> None:
         told = self._reopen(request) if self._reopen is not None and request in self._told else None
@@ -264,20 +285,17 @@ class PoolKeeper(NoPool):
         self.usage = usage
         self._tell_state()
 
-    def _tell_state(self) -> None:
-        state = self.usage.up if self._heard_s and self._layout is not None else None
-        if state is not self._state:
-            self._state = state
-            log.info(_STATES[state])
-            if self._on_state is not None:
-                self._on_state(state)
+    def _state_now(self) -> bool | None:
+        known = self._heard_s or self._layout is None
+        return self.usage.up and self._layout is not None if known else None
 
     async def _beat(self) -> None:
         while True:
             self._send(self._layout or Beat())
             if self._heard_s and time.monotonic() - self._heard_s > FRESH_S:
                 self._heard_s = 0.0
-                self._note(Usage())
+                silent = {"used_bytes": 0, "capacity_bytes": 0, "kept_pages": 0, "up": False}
+                self._note(msgspec.structs.replace(self.usage, **silent))  # the counts go on
             await asyncio.sleep(BEAT_S)
 
     def _send(self, message: Message) -> None:

@@ -1,5 +1,7 @@
 """Tells the pool's keeper what becomes of samples, so that it knows which pages are whose."""
 
+from collections import Counter
+
 from seer_sgl.router.chunking import Epoch
 from seer_sgl.router.live import Live
 from seer_sgl.router.pool import NoPool, Reopened
@@ -21,6 +23,14 @@ class Pooling:
         self.pool = pool
         self._told: dict[RequestId, tuple[int, str | None]] = {}
         """Epoch and salt of samples, as the keeper knows them."""
+        self._members: Counter[str] = Counter()
+        """Samples of each group that have not been delivered, also those that have never run."""
+        self._groups: dict[str, str] = {}
+        """Groups that the keeper has heard of in this epoch, and under which name."""
+
+    def submitted(self, live: Live) -> None:
+        """It waits to run."""
+        self._members[live.group_id] += 1
 
     def about_to_run(self, live: Live, epoch: Epoch) -> None:
         """A chunk of it goes out, or would if its KV were in the pool."""
@@ -32,7 +42,7 @@ class Pooling:
             return
         salt = epoch.salt(body.get("cache_salt"))
         self._told[name] = epoch.number, salt
-        group = epoch.group(live.group_id)
+        group = self._groups[live.group_id] = epoch.group(live.group_id)
         self.pool.opened(name, group, body.get("extra_key"), salt, live.transcript.held_ids)
 
     def ended(self, live: Live, tokens: int) -> None:
@@ -42,12 +52,18 @@ class Pooling:
             self.pool.grew(live.request_id, live.transcript.output_ids[done - tokens : done])
 
     def over(self, live: Live, finished: bool) -> None:
-        """It is delivered. `finished`: nobody will go on from what it has."""
+        """One that was submitted is delivered. `finished`: nobody will go on from what it has."""
         if self._told.pop(live.request_id, None) is not None:
             self.pool.closed(live.request_id, (), finished)
+        self._members[live.group_id] -= 1
+        if not self._members[live.group_id]:
+            del self._members[live.group_id]
+            if (group := self._groups.pop(live.group_id, None)) is not None:
+                self.pool.group_over(group)
 
     def new_epoch(self) -> None:
         """The weights change."""
+        self._groups.clear()
         self.pool.epoch_changed()
 
     def told_of(self, live: Live, epoch: Epoch) -> Reopened | None:

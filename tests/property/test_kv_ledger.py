@@ -55,6 +55,7 @@ class LedgerMachine(RuleBasedStateMachine):
         older = self.live.pop(name, None)
         of = self.groups.setdefault((name[0], group), {"live": 0, "begun": False, "shared": []})
         of["live"] += 1
+        of["open"] = True
         of["shared"] = common_of(of["shared"], pages) if of["begun"] else pages
         of["begun"] = True
         self.live[name] = {"group": group, "salt": salt, "ids": list(ids), "stale": False}
@@ -107,9 +108,17 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not self.ledger.closed(*name, 0, packed([1, 1]), True, self.now_s)
             assert self.ledger.wanted(*name, 8) is None
 
+    @rule(router=st.sampled_from(ROUTERS), group=st.sampled_from("ab"))
+    def end_group(self, router: bytes, group: str) -> None:
+        self.ledger.group_over(router, group, self.now_s)
+        self.shut((router, group))
+
     @rule(router=st.sampled_from(ROUTERS))
     def change_epoch(self, router: bytes) -> None:
         self.ledger.epoch_changed(router, self.now_s)
+        for name in self.groups:
+            if name[0] == router:
+                self.shut(name)
         for name, live in self.live.items():
             live["stale"] |= name[0] == router
         for (owner, _), group in self.groups.items():
@@ -127,7 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.tick(self.now_s)
         self.kept = {n: since for n, since in self.kept.items() if self.now_s - since < TIMES.kept_s}
         for name, group in list(self.groups.items()):
-            if not group["live"] and self.now_s - group["ended_s"] >= TIMES.linger_s:
+            if not (group["live"] or group["open"]) and self.now_s - group["ended_s"] >= TIMES.linger_s:
                 del self.groups[name]
 
     @rule(hindered=st.sampled_from([Outcome.LEASED, Outcome.FAILED, None]), most=st.integers(1, 8))
@@ -138,7 +147,6 @@ class LedgerMachine(RuleBasedStateMachine):
             outcomes = [hindered or self.remove(digest) for digest in digests]
             self.ledger.swept(run, outcomes, self.now_s)
 
-    @precondition(lambda self: self.kept)
     @rule()
     def press(self) -> None:
         self.ledger.pressed(100, 100, self.now_s)
@@ -148,10 +156,12 @@ class LedgerMachine(RuleBasedStateMachine):
         names = list(self.kept)
         self.kept = {n: s for n, s in self.kept.items() if n in self.kept_names()}
         assert list(self.kept) == names[len(names) - len(self.kept) :], "the oldest go first"
-        gone = [name for name in self.groups if name not in self.ledger._groups]
-        assert not gone or not self.kept
-        for name in gone:
-            assert not self.groups.pop(name)["live"]
+        for name in [name for name in self.groups if name not in self.ledger._groups]:
+            group = self.groups.pop(name)
+            assert not group["live"], "what runs needs its prompt"
+            assert not group["open"], "what has not run yet will"
+        over = [group for group in self.groups.values() if not group["live"] and not group["open"]]
+        assert not over or len(self.kept) == len(names), "those that are over go first"
 
     # ---- what holds ----
 
@@ -180,6 +190,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for name, live in list(self.live.items()):
             self.ledger.closed(*name, len(live["ids"]), b"", True, self.now_s)
+        for name in self.groups:
+            self.ledger.group_over(*name, self.now_s)
         for _ in range(200):
             self.now_s += 5
             self.ledger.tick(self.now_s)
@@ -190,6 +202,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not self.store & self.known, "pages are left behind"
         assert not self.ledger._live
         assert not self.ledger._groups
+        assert not self.ledger._open
         assert not self.ledger._kept
 
     # ---- the model ----
@@ -213,6 +226,11 @@ class LedgerMachine(RuleBasedStateMachine):
         group["live"] -= 1
         if not group["live"]:
             group["ended_s"] = self.now_s
+
+    def shut(self, name: tuple[bytes, str]) -> None:
+        group = self.groups.get(name)
+        if group is not None and group["open"]:
+            group["open"], group["ended_s"] = False, self.now_s
 
     def write(self, pages: list[bytes]) -> None:
         self.store |= set(pages)

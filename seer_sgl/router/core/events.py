@@ -92,8 +92,8 @@ class PoolFound(msgspec.Struct, frozen=True):
     """The answer to a `LookUp`: once all of it is in the pool, or when its patience is over."""
 
     request_id: RequestId
-    tokens: int
-    """Of the request's prefix, how much is in the pool, in whole pages."""
+    tokens: int | None
+    """Of the request's prefix, how much is in the pool, in whole pages; None: nobody could look."""
 
 
 class PoolState(msgspec.Struct, frozen=True):

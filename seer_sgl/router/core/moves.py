@@ -52,16 +52,23 @@ class Moves:
         request.ended_s = now_s
         request.asked_tokens, request.found_tokens = 0, None
 
-    def found(self, request: Request | None, tokens: int, now_s: float) -> bool:
-        """Take an answer to a look-up into account. False where nobody waits for one."""
-        self.up = True if self.up is None else self.up
+    def found(self, request: Request | None, tokens: int | None, now_s: float) -> bool:
+        """Take an answer to a look-up into account. False where none is open.
+
+        One that comes after its request went on tells what writing takes all the same.
+        """
         if request is None:
             return False
         engine = request.last_engine
         if not request.asked_tokens or request.found_tokens is not None or engine is None:
             return False
+        if tokens is None:
+            request.found_tokens = request.settled_tokens
+            return True
+        self.up = True if self.up is None else self.up
         fresh_tokens = request.held_tokens - request.settled_tokens
-        if tokens > request.asked_tokens - engine.spec.page_tokens:
+        page_tokens = engine.spec.page_tokens
+        if tokens >= max(1, request.asked_tokens // page_tokens) * page_tokens:
             at_once = now_s < request.asked_s + ANSWER_S
             self.costs.written(fresh_tokens, now_s - request.ended_s, at_once)
             tokens = request.held_tokens
@@ -69,7 +76,6 @@ class Moves:
         else:
             request.lacks = True
             if now_s > request.until_s - 2 * ANSWER_S:
-                # Before that an answer means that nobody could look.
                 self.costs.missed(fresh_tokens, now_s - request.ended_s)
         request.found_tokens = request.settled_tokens = max(0, tokens)
         return True

@@ -19,6 +19,7 @@ from seer_sgl.kv.messages import (
     Found,
     FromRouter,
     Grew,
+    GroupOver,
     Layout,
     LookUp,
     Message,
@@ -41,7 +42,7 @@ class Keeper:
     def __init__(self, pool: PoolKeeper, socket: zmq.asyncio.Socket) -> None:
         self.pool, self.socket = pool, socket
         self.heard: list[FromRouter] = []
-        self.found: list[tuple[str, int]] = []
+        self.found: list[tuple[str, int | None]] = []
         self.states: list[bool | None] = []
         self.reopened: dict[RequestId, Reopened] = {}
         self.router = b""
@@ -104,12 +105,14 @@ def test_what_becomes_of_requests_is_told() -> None:
             far.pool.closed(A, [6], finished=True)
             far.pool.closed(A, [6], finished=True)
             far.pool.closed(B, [], finished=False)
+            far.pool.group_over("g")
             far.pool.epoch_changed()
             await far.until(lambda: EpochChanged() in far.heard)
             assert far.told == [
                 Opened("a", "g", "extra", "salt", packed([1, 2, 3])),
                 Grew("a", 3, packed([4, 5])),
                 Closed("a", 5, packed([6]), True),
+                GroupOver("g"),
                 EpochChanged(),
             ]
             assert [m for m in far.heard if isinstance(m, Layout)] == [Layout("model", ["_k"], 4)]
@@ -121,27 +124,30 @@ def test_what_becomes_of_requests_is_told() -> None:
 def test_look_ups_are_answered_once_each() -> None:
     async def scenario() -> None:
         async with keeper() as far:
-            far.pool.look_up(A, 8, 60.0)
-            await far.until(lambda: far.found == [(A, 0)])  # nobody says that the pool is up
+            far.pool.opened(A, "g", None, None, [1] * 9)
+            far.pool.look_up(A, 8, 60.0)  # nobody says that the pool is up
             await far.say(UP)
             await far.until(lambda: far.pool.usage == UP)
-            assert far.states == [], "no engine has named its pages"
+            assert far.states == [False], "no engine has named its pages"
             far.pool.layout("model", ("_k",), 4)
-            assert far.states == [True]
-            far.pool.look_up(A, 8, 60.0)
+            assert far.states == [False, True]
+            far.pool.look_up(A, 7, 60.0)
+            far.pool.look_up(A, 8, 60.0)  # instead of the first
             await far.until(lambda: LookUp("a", 8, 60.0) in far.heard)
-            await far.say(Found("a", 4), Found("a", 4), Found("b", 4))
-            await far.until(lambda: len(far.found) > 1)
+            assert LookUp("a", 7, 60.0) in far.heard
+            await far.say(Found("a", 7, 0), Found("a", 8, 4), Found("a", 8, 4), Found("b", 8, 4))
+            await far.until(lambda: far.found)
             await asyncio.sleep(0.05)
-            assert far.found == [(A, 0), (A, 4)]
-            far.pool.look_up(B, 8, 0.05)  # the keeper says nothing
+            assert far.found == [(A, 4)]
+            far.pool.look_up(A, 8, 60.0)
+            await far.say(Found("a", 8, None))
+            await far.until(lambda: len(far.found) > 1)
+            far.pool.look_up(A, 8, 60.0)
+            far.pool.closed(A, (), finished=True)
+            await far.say(Found("a", 8, 8))
+            far.pool.look_up(B, 8, 60.0)  # the keeper was never told of it
             await far.until(lambda: len(far.found) > 2)
-            far.pool.look_up(B, 8, 60.0)
-            far.pool.look_up(B, 9, 60.0)  # instead of the first
-            await far.until(lambda: len(far.found) > 3)
-            await far.say(Found("b", 8))
-            await far.until(lambda: len(far.found) > 4)
-            assert far.found[2:] == [(B, 0), (B, 0), (B, 8)]
+            assert far.found[1:] == [(A, None), (B, None)]
 
     asyncio.run(scenario())
 
@@ -169,10 +175,11 @@ def test_a_keeper_that_falls_silent_is_away(monkeypatch: pytest.MonkeyPatch) -> 
         async with keeper() as far:
             far.pool.layout("model", ("_k",), 4)
             await far.say(UP)
-            await far.until(lambda: far.states == [True, None])
-            assert far.pool.usage == Usage()
+            await far.until(lambda: far.states[-2:] == [True, None])
+            counts = Usage(released_pages=3, late_pages=5, errors=6)
+            assert far.pool.usage == counts, "counts never go back"
             await far.say(Usage(up=False), UP)
-            await far.until(lambda: far.states[2:4] == [False, True])
+            await far.until(lambda: far.states[-2:] == [False, True])
 
     asyncio.run(scenario())
 
@@ -202,15 +209,17 @@ def test_nonsense_changes_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_without_a_pool_every_question_is_answered() -> None:
+def test_a_pool_that_nobody_keeps_is_there_once_engines_name_its_pages() -> None:
     async def scenario() -> None:
-        pool, found = NoPool(), list[tuple[str, int]]()
-        running = asyncio.create_task(pool.run(lambda *what: found.append(what)))
+        pool, states = NoPool(), list[bool | None]()
+        running = asyncio.create_task(pool.run(lambda *_: None, states.append))
         await asyncio.sleep(0)
+        assert states == [False]
         pool.opened(A, "g", None, None, [1])
         pool.look_up(A, 8, 5.0)
-        await asyncio.sleep(0)
-        assert found == [(A, 0)]
+        pool.layout("model", ("_k",), 4)
+        pool.layout("model", ("_k",), 4)
+        assert states == [False, None]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
