@@ -43,7 +43,10 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def told_of(text: str) -> Told:
     """What `WeightHistory.told` has given."""
-    return msgspec.json.decode(text, type=Told) if text else Told()
+    try:
+        return msgspec.json.decode(text, type=Told) if text else Told()
+    except msgspec.DecodeError:  # of another release
+        return Told(text)
 
 
 class _Adapter(msgspec.Struct):

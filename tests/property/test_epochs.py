@@ -13,6 +13,7 @@ from seer_sgl.errors import SeerError
 from seer_sgl.router.control.weights.making import Making
 from seer_sgl.router.control.weights.sync import Sync
 from seer_sgl.router.messages import Leave, Register
+from seer_sgl.types import EngineId
 from tests.property.clock import finished, run
 from tests.property.engines import Engine
 from tests.property.fleet import Fleet, judge_answer
@@ -314,5 +315,7 @@ def test_without_a_hold_requests_run_into_a_change(monkeypatch: pytest.MonkeyPat
 
 
 @contextlib.asynccontextmanager
-async def _no_quiet(making: Making, fields: dict[str, Any]) -> AsyncIterator[None]:
+async def _no_quiet(
+    making: Making, fields: dict[str, Any], engines: list[EngineId]
+) -> AsyncIterator[None]:
     yield

@@ -2,11 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.types import EngineId
 
+PAUSED = "paused"
+OPENED = "a weight update is open"
+RELEASED = "memory is released"
+CHANGING = "a weight change is on"
+_LASTING = (PAUSED, OPENED, RELEASED)
+"""Reasons that last until a caller takes them back. Others end by themselves."""
 EVERY: EngineId | None = None
 """The scope of a call to the router as a whole, where one to an engine's port has that engine."""
 _POLL_S = 0.005
@@ -78,15 +84,26 @@ class Holds:
             return self._dispatcher.queue_load().in_flight
         return len(core.engines[engine].chunks) if engine in core.engines else 0
 
-    async def drained(self) -> None:
-        """Wait until requests have ended, or a reason comes up for which they will not.
+    async def drained(self, engines: Collection[EngineId]) -> None:
+        """Wait until requests have ended, so that these engines may get other weights.
+
+        As long as a caller has paused an engine, or has something open, requests do not end: then it is
+        waited only for what runs on these engines, but for those that were paused or opened themselves.
 
         Without an engine in traffic they would wait for the change that is to bring one: those that have
         tokens of the weights before end with them, and the others begin after it.
         """
         dispatcher = self._dispatcher
-        while dispatcher.on_their_way and not self._held:
-            if not len(dispatcher.roster):
+        while dispatcher.on_their_way:
+            if any(map(self.any, _LASTING)):
+                if not any(map(self._is_to_end, engines)):
+                    return
+            elif not len(dispatcher.roster):
                 dispatcher.abort_begun()
                 return
             await asyncio.sleep(_POLL_S)
+
+    def _is_to_end(self, engine: EngineId) -> bool:
+        """Whether a chunk runs there that nobody has made stop where it is."""
+        stopped = self.has(PAUSED, engine) or self.has(OPENED, engine)
+        return not stopped and self.busy(engine)

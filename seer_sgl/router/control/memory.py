@@ -3,15 +3,13 @@
 from seer_sgl.errors import RequestError
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.fields import decoded
-from seer_sgl.router.control.holds import EVERY, Holds
+from seer_sgl.router.control.holds import EVERY, PAUSED, RELEASED, Holds
 from seer_sgl.router.control.merging import Replies
 from seer_sgl.router.control.requests import Tags
-from seer_sgl.router.control.weights.updates import PAUSED
 from seer_sgl.types import EngineId
 
 TAGS = ("kv_cache", "weights", "cuda_graph")
 """SGLang's; all of them where a call names none."""
-RELEASED = "memory is released"
 
 
 class Memory:

@@ -12,17 +12,20 @@ from seer_sgl.router.calls import EngineCalls
 from seer_sgl.router.control import merging, views
 from seer_sgl.router.control.asking import Engines
 from seer_sgl.router.control.fields import as_object, decoded, rank
-from seer_sgl.router.control.holds import EVERY, Holds
+from seer_sgl.router.control.holds import EVERY, PAUSED, Holds
 from seer_sgl.router.control.memory import Memory
 from seer_sgl.router.control.merging import Replies, Reply
 from seer_sgl.router.control.requests import Abort, FromTensor
 from seer_sgl.router.control.table import Act, Merge, Row, Scope, row_of
 from seer_sgl.router.control.weights.adapters import RESETS, Adapters
 from seer_sgl.router.control.weights.groups import group_bodies
-from seer_sgl.router.control.weights.updates import PAUSED, Weights
+from seer_sgl.router.control.weights.updates import Weights
 from seer_sgl.router.dispatcher import Dispatcher
 from seer_sgl.router.roster import Roster
 from seer_sgl.types import EngineId
+
+RECALL_S = 10.0
+"""How long a pause waits for what engines have of the requests that it recalls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,8 @@ class ControlPlane:
 
     async def _continue(self, call: Call) -> Reply:
         engines = self.engines.targets(call.only)
+        if (refusal := await self.weights.may_continue(engines)) is not None:
+            return refusal
         await self.weights.continues(engines)
         reply = self._merged(call.row, await self._ask(call, self._update_timeout_s))
         if reply.good:
@@ -329,8 +334,6 @@ class ControlPlane:
         return _DESCRIBED[row.merge](good, urls)
 
 
-RECALL_S = 10.0
-"""How long a pause waits for what engines have of the requests that it recalls."""
 _PLAIN = {
     Merge.PASS: merging.passed,
     Merge.SUCCESS: merging.success,

@@ -114,3 +114,7 @@ def test_weights_of_other_folders_are_another_history() -> None:
     assert asked(here) == asked(b'{"flush_cache":false,"model_path":"/a"}')
     bodies = [here, b'{"model_path": "/b"}', b'{"model_path": "/a", "weight_version": "2"}', b"[1]"]
     assert len({asked(body) for body in bodies}) == len(bodies)
+
+
+def test_what_is_no_history_is_at_least_told_from_others() -> None:
+    assert told_of("9f").weights == "9f"

@@ -74,7 +74,7 @@ class Adapters:
     async def reset(self, row: Row, engines: list[EngineId], body: bytes) -> Replies:
         """`/weights_checker` with `reset_tensors`: what an engine has then serves nobody."""
         making = self._making
-        async with making.turn(Turn(row.target, frozenset(engines))), making.quiet({}):
+        async with making.turn(Turn(row.target, frozenset(engines))), making.quiet({}, engines):
             results = await making.ask(engines, row.target, body)
             await making.settle(results, row.target)
             for engine in results.of(Outcome.TOOK):

@@ -3,14 +3,14 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import NO_ANSWER_IN_TIME, Engines
-from seer_sgl.router.control.holds import Holds
+from seer_sgl.router.control.holds import CHANGING, Holds
 from seer_sgl.router.control.merging import Replies, Reply, refused
 from seer_sgl.router.control.weights.changes import ALLOW_OLDER, Turn, older_version
 from seer_sgl.router.control.weights.outcome import Outcome, adapter_outcome, outcome
@@ -24,7 +24,6 @@ from seer_sgl.types import EngineId
 log = logging.getLogger(__name__)
 
 RENAME = "/update_weight_version"
-CHANGING = "a weight change is on"
 LOOK_S = 60.0
 """How long an engine may take to say what its weights are called."""
 
@@ -102,8 +101,10 @@ class Making:
             self._on -= 1
 
     @contextlib.asynccontextmanager
-    async def quiet(self, fields: Mapping[str, Any]) -> AsyncIterator[None]:
-        """Nothing runs inside, and nothing is dispatched, whoever else says that it may go on.
+    async def quiet(
+        self, fields: Mapping[str, Any], engines: Collection[EngineId]
+    ) -> AsyncIterator[None]:
+        """Nothing runs on these inside, and nothing is dispatched, whoever else says that it may go on.
 
         A caller that has paused has seen to the former itself. For others, requests end first and later
         ones wait, as with SGLang: none goes on with other weights than it began with.
@@ -113,7 +114,7 @@ class Making:
         self._draining += 1
         self.dispatcher.hold()
         try:
-            await self.holds.drained()
+            await self.holds.drained(engines)
             async with self.held():
                 yield
         finally:

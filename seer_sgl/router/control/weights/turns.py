@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from seer_sgl.router.control.weights.changes import Turn, in_the_way
 from seer_sgl.types import EngineId
 
+_POLL_S = 0.005
+
 
 class Turns:
     """The changes that are on, or wait for their turn."""
@@ -18,6 +20,12 @@ class Turns:
     def objection(self, turn: Turn) -> str:
         """Why this one may not even wait; empty where it may."""
         return in_the_way(turn, self._now)
+
+    async def over(self, engines: frozenset[EngineId]) -> None:
+        """Wait until no update is on at any of these. What only comes in order is not waited for: it
+        leaves their weights as they are, or is for an engine that runs nothing."""
+        while any(turn.engines & engines and not turn.waits for turn in self._now):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
 
     @contextlib.asynccontextmanager
     async def take(self, turn: Turn) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ import msgspec
 
 from seer_sgl.errors import SeerError
 from seer_sgl.router.control.asking import Engines
-from seer_sgl.router.control.holds import Holds
+from seer_sgl.router.control.holds import OPENED, PAUSED, Holds
 from seer_sgl.router.control.merging import Reply, json_reply
 from seer_sgl.router.control.table import Row
 from seer_sgl.router.control.weights.changes import Change, Turn, change_of
@@ -25,8 +25,6 @@ from seer_sgl.types import EngineId
 
 FROM_DISK = "/update_weights_from_disk"
 BEGIN, END = "/begin_weight_update", "/end_weight_update"
-PAUSED = "paused"
-OPENED = "a weight update is open"
 _OPEN_ALREADY = "already open"
 _NO_SUCH_CALL = 404
 """SGLang before 0.5.23 has no begin and end, and wants none."""
@@ -79,6 +77,21 @@ class Weights:
         """A series of updates may begin on these."""
         self._sync.series_begins(engines)
 
+    async def may_continue(self, engines: list[EngineId]) -> Reply | None:
+        """Wait for changes of weights that are on at engines that are to go on where they are.
+
+        Returns a refusal where more parts are to come: a chunk would go on with a mixture.
+        """
+        await self.making.turns.over(frozenset(filter(self._holds.busy, engines)))
+        opened = [engine for engine in engines if engine in self._opened and self._holds.busy(engine)]
+        if not opened:
+            return None
+        message = (
+            f"/continue_generation: a weight update is open on {', '.join(opened)}, where requests are "
+            f"paused in place; close it first with {END}"
+        )
+        return self.making.conflict(message, opened)
+
     async def continues(self, engines: list[EngineId]) -> None:
         """These are about to go on: what is out of step must not, and old KV is not needed any more."""
         loaded = self._sync.loaded_in_series(engines)
@@ -103,7 +116,7 @@ class Weights:
         turn = Turn(BEGIN, frozenset(closed))
         if (refusal := making.objection(turn)) is not None:
             return refusal
-        async with making.turn(turn), making.quiet({}):
+        async with making.turn(turn), making.quiet({}, closed):
             results = await self._begun(closed, body)
             took = results.of(Outcome.TOOK)
             if len(took) < len(results.replies):
@@ -122,7 +135,7 @@ class Weights:
         opened = [engine for engine in engines if engine in self._opened]
         if not opened:
             return json_reply({"success": True, "message": "no weight update is open"})
-        async with making.turn(Turn(END, frozenset(opened), waits=True)), making.quiet({}):
+        async with making.turn(Turn(END, frozenset(opened), waits=True)), making.quiet({}, opened):
             try:
                 results = await making.ask(opened, END, body)
                 took = results.of(Outcome.TOOK)
@@ -153,7 +166,7 @@ class Weights:
         if refusal is not None:
             return refusal
         self._opened |= {engine: change.path for engine in engines if engine in self._opened}
-        async with making.turn(turn), making.quiet(fields):
+        async with making.turn(turn), making.quiet(fields, engines):
             if change.in_session:
                 results = await self._in_own_sessions(change, engines)
             else:
