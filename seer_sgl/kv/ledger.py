@@ -1,9 +1,10 @@
 """Who needs which page of the pool, and which pages go when. Pure: events and times in, decisions out.
 
 A page is held by every live request that begins with it, by its group as far as the group's requests
-have it in common, until the last of them is over, and by requests that were aborted and may come back. Once nobody holds it, it is
-removed, several times at growing distances: SGLang writes pages after it has answered, and a page that
-is being read cannot be removed. Whoever comes back to it meanwhile holds it again.
+have it in common, until the last of them is over, and by requests that were aborted and may come back.
+Once nobody holds it, it is removed, several times at growing distances: SGLang writes pages after it has
+answered, and a page that is being read cannot be removed. Whoever comes back to it meanwhile holds it
+again.
 """
 
 import heapq
@@ -110,8 +111,8 @@ class Ledger:
     _ending: dict[Name, float] = field(default_factory=dict)
     """Groups that are over, and since when; the oldest first."""
     _open: dict[Name, float] = field(default_factory=dict)
-    """Groups that are not, by when a request of theirs has begun; the longest ago first. The router holds
-    requests of theirs that have never run, which nobody tells of here."""
+    """Groups that are not, by when a request of theirs has begun; the longest ago first. The router may
+    hold requests of theirs that have never run, which nobody tells of here."""
     _kept: dict[tuple[bytes, Run], float] = field(default_factory=dict)
     """Where aborted requests end, and since when; the oldest first."""
     _routers: dict[bytes, float] = field(default_factory=dict)

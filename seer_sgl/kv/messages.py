@@ -18,8 +18,8 @@ class Message(msgspec.Struct, frozen=True, tag=lambda name: f"{name}.{PROTOCOL}"
 
 
 class Layout(Message, frozen=True):
-    """How engines name their pages; the same for all. Another one than before: what is known is forgotten,
-    and the store is left to remove it."""
+    """How engines name their pages; the same for all. Another one than before: what is known is
+    forgotten, and the store is left to remove it."""
 
     prefix: str
     suffixes: list[str]

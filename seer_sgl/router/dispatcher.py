@@ -349,7 +349,8 @@ class Dispatcher:
         engine_id = live.transcript.last_engine
         current = live.transcript.epoch == self.epoch.number
         if engine_id is not None and live.trail is not None and current:
-            self._groups.end(live.trail, live.transcript.output_ids, live.group_id, engine_id)
+            kept = not (deliver.outcome == "finished" and self._pooling.pool.releases)
+            self._groups.end(live.trail, live.transcript.output_ids, live.group_id, engine_id, kept)
         live.end(deliver)
 
     def _run(self, dispatch: Dispatch) -> None:

@@ -46,6 +46,8 @@ class Placed(NamedTuple):
     """How much of its prompt has been computed before, by a request that has ended."""
     held_on: EngineId | None
     """By which engine, while that is here."""
+    in_pool: bool = True
+    """What that one wrote to the pool has not been freed since."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +77,7 @@ class _Known:
     epoch: int = 0
     engine: tuple[EngineId, int] | None = None
     """The engine, and which of its lives."""
+    in_pool: bool = True
 
 
 @dataclass(slots=True)
@@ -141,32 +144,43 @@ class GroupBook:
         trail.follow(ids)
         sampling = _sampling_of(body)
         prompt, end = self._find(trail, ids, sampling)
-        held_tokens, engine = (end.tokens, self._engine_of(end)) if end else (0, None)
+        held = (end.tokens, self._engine_of(end), end.in_pool) if end else (0, None)
         if named is not None:
             key = f"{trail.chain[-1] ^ hash(trail.rest):x}"
-            return Placed(named, key, len(ids), held_tokens, engine), trail
+            return Placed(named, key, len(ids), *held), trail
         same = (trail.chain[-1], trail.rest, sampling)
         known = self._prompts.get(same)
         if known is None and end is not None and end.prompt is not None and end.group_id:
             trail.prompt = end.prompt
             shared = end.prompt.tokens
-            return Placed(end.group_id, end.prompt.key, shared, held_tokens, engine), trail
+            return Placed(end.group_id, end.prompt.key, shared, *held), trail
         if known is None:
             known = prompt if prompt is not None else self._new_prompt(trail, same, ids)
         else:
             self._prompts.move_to_end(same)
         trail.prompt = known
         group_id = self._group_of(known, now_s, count)
-        return Placed(group_id, known.key, known.tokens, held_tokens, engine), trail
+        return Placed(group_id, known.key, known.tokens, *held), trail
 
-    def end(self, trail: Trail, output_ids: list[int], group_id: str, engine_id: EngineId) -> None:
-        """A sample has ended there, with this output: all its KV but the last token's exists."""
+    def end(
+        self,
+        trail: Trail,
+        output_ids: list[int],
+        group_id: str,
+        engine_id: EngineId,
+        in_pool: bool = True,
+    ) -> None:
+        """A sample has ended there, with this output: all its KV but the last token's exists.
+
+        Args:
+            in_pool: in the pool as well as on the engine, where there is one.
+        """
         trail = Trail(trail.chain[:], trail.rest, trail.tokens, trail.prompt)
         trail.follow(output_ids)
         place = (trail.chain[-1], trail.rest)
         engine = (engine_id, self._lives.get(engine_id, 0))
         self._forget(self._ends.pop(place, None))
-        known = _Known(trail.tokens, place, trail.prompt, group_id, self._epoch, engine)
+        known = _Known(trail.tokens, place, trail.prompt, group_id, self._epoch, engine, in_pool)
         self._ends[place] = known
         self._list(known)
         if len(self._ends) > MOST_ENDS:

@@ -200,6 +200,7 @@ class Intake:
                     prompt_key=place.prompt_key,
                     shared_tokens=min(place.shared_tokens, len(sample.prompt_ids)),
                     held_tokens=place.held_tokens,
+                    held_in_pool=place.in_pool,
                     held_on=place.held_on,
                 )
                 placed.append((live, event))

@@ -1,7 +1,7 @@
 """The router's line to the pool's keeper: it tells what runs, and asks what is in the pool.
 
-Nothing here blocks, and nothing waits for the keeper: while it is away, what it would be told is dropped,
-and what it would be asked is not answered. Who asks knows when to go on.
+Nothing here blocks, and nothing waits for the keeper: while it is away, what it would be told is
+dropped, and what it would be asked is not answered. Who asks knows when to go on.
 """
 
 import asyncio
@@ -118,10 +118,10 @@ class NoPool:
         """Answer questions until cancelled.
 
         Args:
-            on_found: with a question's request, which may have ended, and the tokens that are there; None
-                where nobody could look.
-            on_state: called when the pool comes up (True), is not there (False), or nothing is known of it
-                (None), as it is at first.
+            on_found: with a question's request, which may have ended, and the tokens that are there;
+                None where nobody could look.
+            on_state: called when the pool comes up (True), is not there (False), or nothing is known of
+                it (None), as it is at first.
             reopen: what a request is whose story the keeper has lost; None where it is over.
         """
         del on_found, reopen

@@ -94,8 +94,13 @@ def test_the_prefix_of_a_moved_chunk_is_found(moved_answers: list[dict[str, Any]
 
 
 def test_what_an_engine_never_saw_comes_from_the_pool(moved_answers: list[dict[str, Any]]) -> None:
-    """A request's second chunk is its first on that engine: all of its prefix has to travel."""
-    assert share(chunks_of(moved_answers, 1), "pool_tokens") >= 0.95
+    """A request's second chunk is its first on that engine: its prefix has to travel, but for a page
+    that begins other prompts as well, and came with theirs."""
+    seconds = chunks_of(moved_answers, 1)
+    came = share(seconds, "pool_tokens")
+    was_there = share(seconds, "cached_tokens") - came
+    assert came >= 0.95 * (1 - was_there)
+    assert was_there <= 0.25
 
 
 def test_what_meets_an_edge_equals_one_plain_server(

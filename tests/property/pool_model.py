@@ -29,7 +29,7 @@ class PoolModel:
         whole = machine not in prompt.on or prompt.in_pool
         if not kept:
             sample.in_pool = False
-        elif machine is not sample.last_on:
+        elif machine is not sample.last_on and (sample.in_pool or machine is not sample.begun_on):
             sample.in_pool = sample.in_pool or whole
             sample.lacks = False
         if machine not in prompt.on:
@@ -41,13 +41,17 @@ class PoolModel:
         sample.ended_s = now_s
         sample.asked_tokens, sample.found_tokens = 0, None
 
-    def found(self, sample: Sample | None, tokens: int, now_s: float) -> None:
-        self.up = True if self.up is None else self.up
+    def found(self, sample: Sample | None, tokens: int | None, now_s: float) -> None:
         if sample is None or not self.awaits_answer(sample):
             return
+        if tokens is None:
+            sample.found_tokens = sample.settled_tokens
+            return
+        self.up = True if self.up is None else self.up
         assert sample.last_on is not None
         fresh = sample.held_tokens - sample.settled_tokens
-        sample.lacks = sample.asked_tokens - tokens >= sample.last_on.spec.page_tokens
+        page = sample.last_on.spec.page_tokens
+        sample.lacks = tokens // page < max(1, sample.asked_tokens // page)
         if not sample.lacks:
             at_once = now_s < sample.asked_s + ANSWER_S
             self.costs.written(fresh, now_s - sample.ended_s, at_once)

@@ -64,7 +64,7 @@ events = st.one_of(
     st.tuples(st.just("leave"), st.integers(0, 2)),
     *[st.tuples(st.just("finish"), nth, st.sampled_from([0, *range(61)]), st.integers(0, 3), timing)]
     * 3,
-    st.tuples(st.just("found"), nth, st.sampled_from([0.0, 0.5, 1.0, 1.0])),
+    st.tuples(st.just("found"), nth, st.sampled_from([0.0, 0.5, 1.0, 1.0, None])),
     st.tuples(st.just("pool"), st.sampled_from([True, True, False, None])),
     st.tuples(st.just("fail"), nth, st.booleans()),
     st.tuples(st.just("cancel"), nth),
@@ -124,7 +124,11 @@ class Story:
                 known = int(prompt * share)
                 held_on = ENGINE_IDS[where] if where < len(ENGINE_IDS) else None
                 event = msgspec.structs.replace(
-                    event, shared_tokens=known // 2, held_tokens=known, held_on=held_on
+                    event,
+                    shared_tokens=known // 2,
+                    held_tokens=known,
+                    held_on=held_on,
+                    held_in_pool=known % 3 > 0,
                 )
             told.append(event)
         return told
@@ -146,13 +150,14 @@ class Story:
         tokens = min(tokens, chunk.max_new_tokens)
         return [ChunkFinished(chunk.chunk_id, tokens, ended == 0, timing if self.timed else None)]
 
-    def _found(self, index: int, share: float) -> list[Event]:
+    def _found(self, index: int, share: float | None) -> list[Event]:
         """The answer to a look-up, if there is one; else one that nobody asked for."""
         asked = [s for s in self.world.samples.values() if self.world.pool.awaits_answer(s)]
         if not asked:
             return [PoolFound(RequestId(f"r{index}"), index)]
         sample = asked[index % len(asked)]
-        return [PoolFound(sample.event.request_id, int(sample.asked_tokens * share))]
+        tokens = None if share is None else int(sample.asked_tokens * share)
+        return [PoolFound(sample.event.request_id, tokens)]
 
     def _pool(self, up: bool | None) -> list[Event]:
         return [PoolState(up)]

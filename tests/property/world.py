@@ -94,7 +94,7 @@ class World:
                 prompt = group[0].prompt if group else Prompt()
                 begun_on = self.machines.get(event.held_on) if event.held_on else None
                 sample = Sample(event, prompt, begun_on, event.held_tokens, ready_s=self.now_s)
-                sample.in_pool = self.pool.up is not False
+                sample.in_pool = event.held_in_pool and self.pool.up is not False
                 self.samples[event.request_id] = sample
             case ChunkFinished() if event.chunk_id in self.chunks:
                 self._note_finished(event)

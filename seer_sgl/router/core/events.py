@@ -21,9 +21,11 @@ class Submitted(msgspec.Struct, frozen=True):
     shared_tokens: int | None = None
     """How much of its prompt is the group's own prompt; None for all of it."""
     held_tokens: int = 0
-    """How much of its prompt a request that has ended computed, and wrote to the pool."""
+    """How much of its prompt a request that has ended computed."""
     held_on: EngineId | None = None
     """The engine that did, and has it still."""
+    held_in_pool: bool = True
+    """What it wrote to the pool has not been freed since. The engine will not write it again."""
 
 
 class ChunkTiming(msgspec.Struct, frozen=True):

@@ -127,7 +127,7 @@ class RouterCore:
 
     def _submitted(self, event: Submitted, now_s: float) -> list[Action]:
         begun_on = self.engines.get(event.held_on) if event.held_on is not None else None
-        self.moves.began(self.buffer.add(event, now_s, begun_on))
+        self.moves.began(self.buffer.add(event, now_s, begun_on), event.held_in_pool)
         return []
 
     def _chunk_finished(self, event: ChunkFinished, now_s: float) -> list[Action]:

@@ -28,9 +28,13 @@ class Moves:
 
     # ---- what is known ----
 
-    def began(self, request: Request) -> None:
-        """A new request: what it holds of an earlier one was written to a pool that works, or never."""
-        request.in_pool = self.up is not False
+    def began(self, request: Request, held_in_pool: bool = True) -> None:
+        """A new request.
+
+        Args:
+            held_in_pool: what it holds of an earlier one was written to the pool, and stays there.
+        """
+        request.in_pool = held_in_pool and self.up is not False
 
     def ended(self, chunk: Chunk, now_s: float) -> None:
         """A chunk of the present weights leaves KV. To be told before the buffer records the chunk."""
@@ -39,8 +43,9 @@ class Moves:
         first_here = engine not in group.prompt_on
         if not current:
             request.in_pool = False
-        elif engine is not request.last_engine:
-            # It computed all that the pool lacked, and wrote it, but for a prompt that it had already.
+        elif engine is not request.last_engine and (request.in_pool or engine is not request.begun_on):
+            # It computed all that the pool lacked, and wrote it, but for what it had already: a prompt,
+            # or what an earlier request left there.
             request.in_pool = request.in_pool or first_here or group.prompt_in_pool
             request.lacks = False
         if first_here:

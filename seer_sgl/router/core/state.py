@@ -154,7 +154,7 @@ class Request:
     listed: tuple[str, float] | None = None
     """The heap and key under which the queue has an entry of it, which may be void for the moment."""
     begun_tokens: int = 0
-    """How much of the prompt an earlier request has computed, and written to the pool."""
+    """How much of the prompt an earlier request has computed."""
     begun_on: Engine | None = None
     """The engine that did; one that is gone never matches again."""
     shared_tokens: int = sys.maxsize

@@ -245,3 +245,35 @@ def test_a_prompt_that_an_engine_had_before_is_not_written_again(move: Move) -> 
     move.moves.ended(Chunk(ChunkId(9), move.request, third, 5, 0, pool_life=move.moves.life), 300.0)
     assert move.request.in_pool
     assert group.prompt_in_pool
+
+
+def test_that_nobody_could_look_tells_nothing_of_the_pool(move: Move) -> None:
+    move.chunk(600, 200.0)
+    before = move.request.settled_tokens
+    move.ask(200.5, 200.0)
+    assert move.moves.found(move.request, None, 200.5)
+    assert move.plan(200.5) == (before, 0.0), "what was there before is pulled"
+    assert (move.moves.costs.found_share, move.moves.costs.write.count) == (1.0, 0)
+    assert move.moves.up is None
+
+
+def test_of_a_page_that_is_not_full_nothing_can_be_found(move: Move) -> None:
+    move.home = Engine(engine("home", page=4_096), status="open")
+    move.chunk(600, 200.0)
+    move.ask(200.5, 200.0)
+    assert move.moves.found(move.request, 0, 200.1)
+    assert move.plan(200.1) == (0, 0.0)
+    assert not move.moves.costs.write.count
+
+
+def test_what_was_freed_is_not_counted_on_until_it_is_computed_again(move: Move) -> None:
+    request = move.request
+    request.begun_tokens, request.begun_on = 900, move.other
+    move.moves.began(request, held_in_pool=False)
+    request.last_engine, request.group.prompt_on = None, set()
+    assert request.pooled_tokens == 0
+    move.moves.ended(Chunk(ChunkId(1), request, move.other, 9, 0, pool_life=move.moves.life), 200.0)
+    assert not request.in_pool, "it had that already, and does not write it again"
+    request.last_engine = move.other
+    move.moves.ended(Chunk(ChunkId(2), request, move.home, 9, 0, pool_life=move.moves.life), 300.0)
+    assert request.in_pool

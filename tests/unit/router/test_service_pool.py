@@ -4,6 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
+from seer_sgl.router.core.events import Submitted
+from seer_sgl.router.live import Live
 from seer_sgl.router.pool import NoPool
 from seer_sgl.types import RequestId
 from tests.unit.router.conftest import LONG, Cluster, cluster, prompts, run, server, together, until
@@ -35,12 +39,43 @@ def noting(it: Cluster) -> Noted:
     return noted
 
 
+class Freeing(Noted):
+    releases = True
+
+
+@pytest.mark.parametrize(("pool", "stays"), [(Noted, True), (Freeing, False)])
+def test_what_is_freed_with_its_sample_is_not_expected_of_the_pool(
+    pool: type[Noted], stays: bool
+) -> None:
+    async def scenario() -> None:
+        async with cluster(server()) as it:
+            dispatcher = it.service.dispatcher
+            dispatcher._pooling.pool = pool()
+            answer = await it.generate([5] * 40, sampling_params={"max_new_tokens": 40})
+            seen: list[Submitted] = []
+            submit = dispatcher._submit
+
+            def noting(placed: list[tuple[Live, Submitted]]) -> None:
+                seen.extend(event for _, event in placed)
+                submit(placed)
+
+            dispatcher._intake._submit = noting
+            turn = [5] * 40 + answer["output_ids"]
+            await it.generate([*turn, 7])
+            assert seen[0].held_tokens == len(turn)
+            assert seen[0].held_in_pool is stays
+
+    run(scenario())
+
+
 def test_a_group_is_over_with_its_last_sample() -> None:
     async def scenario() -> None:
         async with cluster(server(token_s=0.0005, max_running_requests=1)) as it:
             noted = noting(it)
             body: dict[str, Any] = {"input_ids": [5, 6], "sampling_params": {"n": 3}}
-            await asyncio.gather(it.post({**body, "group_id": "one"}), it.post({**body, "group_id": "two"}))
+            await asyncio.gather(
+                it.post({**body, "group_id": "one"}), it.post({**body, "group_id": "two"})
+            )
             for name in ("one", "two"):
                 said = [what for what, group in noted.told if group == name]
                 assert said == ["opened"] * 3 + ["over"], "two of them waited while nothing of it ran"
