@@ -139,7 +139,8 @@ class Story:
         if not await self._call("/pause_generation", {"mode": how}, only):
             return
         for number in range(parts):
-            body = {"names": [], "dtypes": [], "shapes": [], "part": (series, number, parts), **fields}
+            part = {"names": [f"{series}.{number}"], "dtypes": ["bfloat16"], "shapes": [[1]]}
+            body = {**part, "part": (series, number, parts), **fields}
             path = "/update_weights_from_distributed"
             if not (await self._call(path, body, only) or await self._call(path, body, only)):
                 break

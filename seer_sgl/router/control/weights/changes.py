@@ -52,18 +52,28 @@ def change_of(row: Row, body: bytes, fields: Mapping[str, Any]) -> Change:
     if not isinstance(allow_older, bool):
         raise RequestError(ALLOW_OLDER, f"must be true or false, not {allow_older!r}")
     version = fields.get("weight_version")
-    source = str(fields.get("model_path") or "") if row.full else ""
+    source = str(fields.get("model_path") or "") if row.full else _bucket(fields)
+    named: Key = () if version is None else ("version", str(version))
+    if named and not row.full and source:
+        named = (*named, source)
     return Change(
         path=row.target,
         body=without_permission(body, fields),
         full=row.full and fields.get("selector", ALL_MODELS) == ALL_MODELS,
         in_session=row.own_session,
         version=None if version is None else str(version),
-        key=(row.target, source) if version is None else ("version", str(version)),
+        key=named or (row.target, source),
         digest=blake2b(body, digest_size=8).digest(),
         flushes=fields.get("flush_cache", True) is not False,
         allow_older=allow_older,
     )
+
+
+def _bucket(fields: Mapping[str, Any]) -> str:
+    """What tells one part of a series from the next, where a call says which weights it brings: engines
+    at whose ports different ones arrive at once do not have the same then."""
+    names = fields.get("names")
+    return blake2b(str(names).encode(), digest_size=8).hexdigest() if names else ""
 
 
 def without_permission(body: bytes, fields: Mapping[str, Any]) -> bytes:

@@ -35,6 +35,16 @@ def test_weights_of_one_version_are_the_same_wherever_they_come_from() -> None:
     assert change(model_path="/a").key != change(model_path="/b").key
 
 
+def test_parts_with_other_names_are_other_parts() -> None:
+    path = "/update_weights_from_distributed"
+    described = {"dtypes": ["bfloat16"], "shapes": [[1]]}
+    one, same, other = (change(path, names=[name], **described) for name in "vvw")
+    assert one.key == same.key != other.key
+    named = change(path, names=["v"], **described, weight_version="7")
+    assert named.key == ("version", "7", one.key[1])
+    assert change(TENSOR, serialized_named_tensors=["x"]).key == (TENSOR, "")
+
+
 def test_what_is_the_routers_own_does_not_go_to_engines() -> None:
     body = msgspec.json.decode(change(model_path="/a", allow_older_version=True).body)
     assert body == {"model_path": "/a"}

@@ -188,13 +188,12 @@ def test_loading_an_older_adapter_leaves_the_recipe_of_the_newer() -> None:
     async def scenario() -> None:
         a, b, c = server("a"), server("b"), server("c")
         async with cluster(a, engine_ports=free_port()) as it:
-            for path in ("/1", "/2"):
-                await good(post(it, LOAD, {"lora_name": "x", "lora_path": path}))
-            b.script[LOAD] = Reply(400, {"success": False, "error_message": "no such folder"})
+            older = {"lora_name": "x", "lora_path": "/1"}
+            for adapter in (older, {"lora_name": "x", "lora_path": "/2"}):
+                await good(post(it, LOAD, adapter))
+            b.script[LOAD] = lambda call: Reply(200 if call.json() == older else 400, {"message": "no"})
             await it.join(b)
             await until(lambda: asked(b, LOAD))
-            b.script.clear()
-            older = {"lora_name": "x", "lora_path": "/1"}
             await good(at(it, "b", LOAD, older))
             await it.join(c)
             await until(lambda: len(it.service.roster) == 2)
