@@ -5,6 +5,7 @@ cluster starts.
 """
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ import pytest
 from seer_sgl.config import EngineConfig
 from seer_sgl.engine.process import free_port
 from seer_sgl.engine.server import LaunchedServer
+from seer_sgl.kv.pool import hicache_args
 from seer_sgl.smallmodel import WEIGHTS
 from seer_sgl.smallmodel.problems import prompts
 from tests.integration.rows import ROWS
@@ -30,6 +32,8 @@ from tests.integration.rows import ROWS
 MODEL = str(WEIGHTS)
 CHUNK_TOKENS = 64
 START_TIMEOUT_S = 240.0
+PAGE_TOKENS = 16
+LOAD_TIMEOUT_S = 60.0
 
 GREEDY: dict[str, Any] = {
     "text": prompts(64, seed=3),
@@ -142,15 +146,21 @@ def stop_cluster(cluster: Cluster, number: signal.Signals = signal.SIGINT) -> No
             assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still open"
 
 
+def _patient_loads() -> list[str]:
+    """SGLang's flags, with which KV may take as long to be loaded as a busy machine needs: after the
+    usual 2 s it is computed, which is right and fast, and shows nothing of moves."""
+    *_, name, extra = hicache_args(PAGE_TOKENS)
+    return [name, json.dumps({**json.loads(extra), "prefetch_timeout_base": LOAD_TIMEOUT_S})]
+
+
 @pytest.fixture(scope="session")
 def cluster(
     plain_answers: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     """Two engines behind the `seer` policy with short chunks. Its end is a test, too."""
     del plain_answers  # only so that the plain server is over
-    started = start_cluster(
-        tmp_path_factory.mktemp("cluster"), "--chunk-tokens", str(CHUNK_TOKENS), "--engines", "2"
-    )
+    options = ["--chunk-tokens", str(CHUNK_TOKENS), "--engines", "2", "--", *_patient_loads()]
+    started = start_cluster(tmp_path_factory.mktemp("cluster"), *options)
     try:
         started.wait_for_engines(2)
         yield started

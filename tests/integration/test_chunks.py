@@ -11,10 +11,9 @@ from seer_sgl.router.core import POLICIES, Policy, policy_named
 from seer_sgl.router.core.moves import Moves
 from seer_sgl.testing.cluster import attached_router
 from seer_sgl.testing.policies import ALWAYS_MOVE
-from tests.integration.conftest import CHUNK_TOKENS, GREEDY, Cluster
+from tests.integration.conftest import CHUNK_TOKENS, GREEDY, PAGE_TOKENS, Cluster
 from tests.integration.rows import CARRIED, ROWS
 
-PAGE_TOKENS = 16
 KV_WRITE_S = 30.0
 KEEPER_S = 10.0
 
