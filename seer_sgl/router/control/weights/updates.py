@@ -4,6 +4,7 @@ Dispatch stops and what runs ends, or is paused; the engines change their weight
 is checked; those that are out of step go out of traffic; a new epoch begins; dispatch goes on.
 """
 
+import asyncio
 import contextlib
 
 import msgspec
@@ -82,7 +83,10 @@ class Weights:
 
         Returns a refusal where more parts are to come: a chunk would go on with a mixture.
         """
-        await self.making.turns.over(frozenset(filter(self._holds.busy, engines)))
+        stopped = [e for e in engines if self._holds.busy(e) and self._holds.has(PAUSED, e)]
+        with contextlib.suppress(TimeoutError):  # the update may itself wait for what is to go on
+            async with asyncio.timeout(self.making.timeout_s):
+                await self.making.turns.over(frozenset(stopped))
         opened = [engine for engine in engines if engine in self._opened and self._holds.busy(engine)]
         if not opened:
             return None
