@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import zmq
 
-from seer_sgl.engine.history import WeightHistory
 from seer_sgl.engine.sglang import EngineInfo, SGLangClient
 from seer_sgl.engine.work import Work
 from seer_sgl.errors import ChildFailedError, EngineUnreachable, StartError
@@ -112,7 +111,6 @@ class Agent:
             self._pump = Pump(socket)
             self._server, self._info = server, info
             self._work = Work(server.client, info, self._send)
-            self._history = WeightHistory()
             self._register()
             watch = asyncio.create_task(server.wait_ended())
             loops = [
@@ -152,7 +150,7 @@ class Agent:
 
     def _send(self, message: AgentMessage) -> None:
         if isinstance(message, CallAnswered):
-            self._history.answered(message.call_id, message.status)
+            self._work.history.answered(message.call_id, message.status)
         self._pump.send(None, encode(message))
 
     def _register(self) -> None:
@@ -165,7 +163,7 @@ class Agent:
                 info.sglang_version,
                 info.weight_version,
                 info.facts,
-                self._history.told(),
+                self._work.history.told(),
             )
         )
 
@@ -194,7 +192,7 @@ class Agent:
                 if chunk_id in self._chunks:  # else it has ended meanwhile
                     self._abort(self._chunks[chunk_id][0])
             case Call(call_id=call_id):
-                self._history.asked(call_id, message.target, message.body)
+                self._work.history.asked(call_id, message.target, message.body)
                 task = asyncio.create_task(self._work.perform(message))
                 self._calls[call_id] = task
                 task.add_done_callback(partial(self._call_ended, call_id))

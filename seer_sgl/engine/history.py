@@ -88,6 +88,11 @@ class WeightHistory:
         if adapter is not None and status not in (*_NOT_TRIED, 400):  # which is a refusal here
             self._adapter_changed(*adapter, status)
 
+    def refused(self, call_id: int) -> None:
+        """It never went to the server."""
+        self._asked.pop(call_id, None)
+        self._asked_adapters.pop(call_id, None)
+
     def _changed(self, path: str, told: str, full: bool, status: int) -> None:
         self._weights = _longer(self._weights, f"{path} {told} {status}")
         if path == _CHECKER or (path != _NAME and status != 200):

@@ -9,6 +9,7 @@ import msgspec
 
 from seer_sgl.engine.flushing import FLUSH, unflushed, with_note
 from seer_sgl.engine.guards import Watched, asks_for_load, objection, profile_folder
+from seer_sgl.engine.history import WeightHistory
 from seer_sgl.engine.incoming import Incoming
 from seer_sgl.engine.increments import EventError, Events, Increments
 from seer_sgl.engine.sglang import Answer, EngineInfo, SGLangClient, decoded, error_message
@@ -51,6 +52,7 @@ class Work:
         self._is_ours = info.launched
         self._incoming = Incoming(info.facts)
         self._send = send
+        self.history = WeightHistory()
         self.router_url = ""
         """Where the router serves HTTP; told to SGLang with every call."""
 
@@ -113,6 +115,7 @@ class Work:
         if not reason and self._is_ours and Incoming.concerns(call.target):
             reason = await asyncio.to_thread(self._incoming.objection, call.target, call.body)
         if reason:
+            self.history.refused(call.call_id)
             self._send(self._refusal(call, reason))
             return
         # What a client says of the router is not believed: our plugin sends prompts there.

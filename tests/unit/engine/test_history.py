@@ -118,3 +118,12 @@ def test_weights_of_other_folders_are_another_history() -> None:
 
 def test_what_is_no_history_is_at_least_told_from_others() -> None:
     assert told_of("9f").weights == "9f"
+
+
+def test_what_never_went_to_the_server_is_no_history() -> None:
+    history = WeightHistory()
+    for call_id, path in enumerate((DISK, PART, LOAD, UNLOAD)):
+        history.asked(call_id, path, b"{}")
+        history.refused(call_id)
+        history.answered(call_id, 400)
+    assert history.told() == ""

@@ -11,6 +11,7 @@ from aiohttp import web
 from seer_sgl.engine import work
 from seer_sgl.engine.described import EngineInfo
 from seer_sgl.engine.flushing import FLUSH
+from seer_sgl.engine.history import told_of
 from seer_sgl.engine.sglang import SGLangClient
 from seer_sgl.engine.work import Work
 from seer_sgl.router import messages as m
@@ -304,3 +305,28 @@ def test_an_update_that_fails_is_not_flushed() -> None:
     (answered,) = told(answer, call("/update_weights_from_disk", b'{"model_path":"/new"}'))
     assert answered.status == 400
     assert asked == ["/update_weights_from_disk"]
+
+
+@pytest.mark.parametrize(("folder", "unsure"), [("/none", False), ("", True)])
+def test_only_what_went_to_the_server_counts_in_its_history(folder: str, unsure: bool) -> None:
+    """It refuses whatever it is asked: the check before that keeps one call from it."""
+
+    async def refuses(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=400)
+
+    async def scenario() -> None:
+        async with http_server(refuses) as url:
+            client = SGLangClient(url)
+            info = EngineInfo(FAKE_SPEC, "m", "0.5.23", "default", None, {}, launched=True)
+            ours = Work(client, info, lambda message: answered(ours, message))
+            body = msgspec.json.encode({"model_path": folder} if folder else {})
+            asked = call("/update_weights_from_disk", body)
+            ours.history.asked(asked.call_id, asked.target, asked.body)
+            await ours.perform(asked)
+            await client.close()
+            assert told_of(ours.history.told()).unsure is unsure
+
+    def answered(ours: Work, message: Any) -> None:
+        ours.history.answered(message.call_id, message.status)
+
+    asyncio.run(asyncio.wait_for(scenario(), 10.0))
