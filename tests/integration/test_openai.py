@@ -168,7 +168,10 @@ def test_a_stream_puts_together_the_same_answer(
             text = "".join(part["delta"]["content"] or "" for part in parts)
             assert text == choice["message"]["content"]
             rows = [row for part in parts if part["logprobs"] for row in part["logprobs"]["content"]]
-            assert_close(rows, choice["logprobs"]["content"])
+            expected = choice["logprobs"]["content"]
+            # SGLang sends none for an end token that comes in an event of its own: it has no text.
+            alone = choice["finish_reason"] == "stop" and len(rows) < len(expected)
+            assert_close(rows, expected[:-1] if alone else expected)
         else:
             assert "".join(part["text"] for part in parts) == choice["text"]
             for key, values in choice["logprobs"].items():
