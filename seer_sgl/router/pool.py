@@ -48,7 +48,7 @@ OnFound = Callable[[RequestId, int | None], None]
 OnState = Callable[[bool | None], None]
 _STATES = {
     True: "the KV pool works",
-    False: "there is no KV pool, or it is down: KV is computed again",
+    False: "the KV pool is down: KV is computed again",
     None: "nothing is known of the KV pool: nobody keeps it, or its keeper is silent",
 }
 
@@ -140,7 +140,8 @@ class NoPool:
         state = self._state_now()
         if self._on_state is not None and state is not self._state:
             self._state = state
-            log.info(_STATES[state])
+            if self._layout is not None:  # else there is nothing to tell of yet
+                log.info(_STATES[state])
             self._on_state(state)
 
 
