@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from seer_sgl.errors import SeerError
@@ -179,7 +180,7 @@ class Keeping:
                 replies.append((name[0], Found(name[1], seeking.asked_tokens, tokens)))
 
     def _sweep(self, now_s: float) -> None:
-        if not self._up or self._store is None:
+        if self._store is None:
             return
         runs = self.ledger.due(now_s, PAGES_AT_ONCE)
         if not runs:
@@ -187,13 +188,11 @@ class Keeping:
         digests = [digest for run in runs for digest in run.split_digests()]
         outcomes = self._store.release(self._objects.keys(digests))
         parts = len(self._objects.suffixes)
-        pages = [_of_page(outcomes[at : at + parts]) for at in range(0, len(outcomes), parts)]
-        at = 0
+        pages = (_of_page(outcomes[at : at + parts]) for at in range(0, len(outcomes), parts))
         for run in runs:
-            end = at + run.pages
-            self.ledger.swept(run, pages[at:end], now_s)
-            self._failures += Outcome.FAILED in pages[at:end]
-            at = end
+            swept = list(islice(pages, run.pages))
+            self.ledger.swept(run, swept, now_s)
+            self._failures += Outcome.FAILED in swept
 
     def _pages_exist(self, digests: Iterable[bytes]) -> list[bool]:
         if self._store is None:

@@ -83,8 +83,11 @@ class NoPool:
 
     def layout(self, prefix: str, suffixes: Sequence[str], page_tokens: int) -> None:
         """How the engines name their pages in the pool that they share. May be told again."""
-        self._layout = Layout(prefix, list(suffixes), page_tokens)
-        self._tell_state()
+        told = Layout(prefix, list(suffixes), page_tokens)
+        if told != self._layout:
+            self._layout = told
+            self._send(told)
+            self._tell_state()
 
     def opened(
         self,
@@ -131,6 +134,9 @@ class NoPool:
 
     def close(self) -> None:
         """Let go of what is open."""
+
+    def _send(self, message: Message) -> None:
+        """There is nobody to tell it."""
 
     def _state_now(self) -> bool | None:
         """A pool that no engine has named pages of is none."""
@@ -193,13 +199,6 @@ class PoolKeeper(NoPool):
     def dropped(self) -> int:  # type: ignore[override]
         """Messages that did not leave."""
         return self._pump.dropped
-
-    def layout(self, prefix: str, suffixes: Sequence[str], page_tokens: int) -> None:
-        told = Layout(prefix, list(suffixes), page_tokens)
-        if told != self._layout:
-            self._layout = told
-            self._send(told)
-            self._tell_state()
 
     def opened(
         self,
